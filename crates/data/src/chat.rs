@@ -171,6 +171,11 @@ impl ChatTemplate {
         Ok(Answers { text, spans, messages: Some(messages) })
     }
 
+    /// Whether the template itself marks what is learnt, in `{% generation %}` blocks.
+    pub(crate) fn marks_answers(&self) -> bool {
+        self.has_generation
+    }
+
     /// The text that the template writes after an answer: the end of the turn.
     ///
     /// # Errors

@@ -106,6 +106,21 @@ fn the_last_answer_or_every_answer_is_learnt_with_its_end_of_turn() {
     );
 }
 
+/// GLM-4's form: what ends an answer is the token of the next turn, and after the last one nothing.
+#[test]
+fn answers_without_an_end_of_turn_are_learnt_to_stop() {
+    let turns = "{% for m in messages %}{% if m.role == 'user' %}<|im_start|> {% else %}Answer: {% endif %}{{ m.content }} {% endfor %}\
+                 {% if add_generation_prompt %}Answer:{% endif %}";
+    let expected = "<|im_start|> hi Answer:⟦hi there <|im_start|>⟧1+1? Answer:⟦2 </s>⟧";
+    learnt(TWO_TURNS, Some(turns), LossOn::Assistant, expected);
+    learnt(
+        TWO_TURNS,
+        Some(turns),
+        LossOn::All,
+        "<|im_start|>⟦hi Answer: hi there <|im_start|> 1+1? Answer: 2 </s>⟧",
+    );
+}
+
 #[test]
 fn sharegpt_and_alpaca_become_conversations() {
     let expected = "<|im_start|> user \\n 1+1? <|im_end|> \\n <|im_start|> assistant \\n⟦2 <|im_end|>⟧\\n";

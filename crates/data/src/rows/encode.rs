@@ -324,7 +324,7 @@ impl<'a> RowEncoder<'a> {
             LossOn::Assistant | LossOn::All => None,
         };
         let first = first.unwrap_or(0);
-        let (ids, offsets) = self.tokenizer.encode_spans(&answers.text)?;
+        let (mut ids, offsets) = self.tokenizer.encode_spans(&answers.text)?;
         let by_default = loss_on == LossOn::All;
         let mut is_learnt = vec![by_default; ids.len()];
         let is_target = |index: usize| index >= first && messages[index].is_target();
@@ -338,13 +338,32 @@ impl<'a> RowEncoder<'a> {
                 ));
             }
         };
+        // The last token of the last answer, if it is learnt and nothing ends it.
+        let mut open = None;
         for (is_target, span) in are_targets.into_iter().zip(&answers.spans) {
+            let tokens = self.tokens_in(&ids, &offsets, span, &answers.text);
+            let last = tokens.last().copied().filter(|_| is_target && !template.marks_answers());
+            open = last.filter(|&last| !self.tokenizer.is_added(ids[last]));
             if is_target != by_default {
-                let tokens = self.tokens_in(&ids, &offsets, span, &answers.text);
-                tokens.into_iter().for_each(|token| is_learnt[token] = is_target);
+                let stop = open.and_then(|last| self.stop_after(&ids, last));
+                tokens.into_iter().chain(stop).for_each(|token| is_learnt[token] = is_target);
             }
         }
+        if open.is_some_and(|last| last + 1 == ids.len())
+            && let Some(eos) = self.tokenizer.special_ids().eos
+        {
+            ids.push(eos);
+            is_learnt.push(true);
+        }
         Ok(TokenRow::new(ids, is_learnt))
+    }
+
+    /// The token after an answer's last one, if it is the one at which a reply stops: that of the next turn, in templates that end an
+    /// answer with nothing (GLM-4).
+    fn stop_after(&self, ids: &[u32], last: usize) -> Option<usize> {
+        let next = *ids.get(last + 1)?;
+        let is_begin = self.tokenizer.special_ids().bos == Some(next);
+        (self.tokenizer.is_special(next) && !is_begin).then_some(last + 1)
     }
 
     /// The tokens of an answer. Text after the turn's last special token (the line feed after `<|im_end|>`) is never generated
