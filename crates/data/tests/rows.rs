@@ -469,6 +469,10 @@ fn conversations_that_begin_with_a_request_repeat_the_prompt() {
     let row = format!(r#"{{"prompt": "1+1?", "chosen": {}, "rejected": {}}}"#, side("yes"), side("no"));
     let expected = ["yes", "no"].map(|answer| format!("hi there <|im_end|> 1+1?⟦{answer} <|im_end|>⟧"));
     assert_eq!(sides(&row, SHORT), expected);
+    assert_eq!(sides(&row.replace("\"prompt\": \"1+1?\"", "\"prompt\": \" 1+1? \""), SHORT), expected);
+    // Another request is a part of the prompt.
+    let other = sides(&row.replace("\"prompt\": \"1+1?\"", "\"prompt\": \"good\""), SHORT);
+    assert!(other[0].starts_with("good hi"), "{other:?}");
 }
 
 #[test]

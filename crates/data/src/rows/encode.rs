@@ -316,9 +316,9 @@ impl<'a> RowEncoder<'a> {
         // Answers of the prompt are given, not targets.
         let first = match loss_on {
             LossOn::Completion => {
-                let is_last = |message: &Message| message.role() == "assistant";
-                let is_marked = messages.iter().any(Message::is_marked);
-                let last = || messages.iter().rposition(is_last).filter(|_| !is_marked);
+                let is_answer = |message: &Message| message.role() == "assistant";
+                let is_marked = messages.iter().any(|message| is_answer(message) && message.is_marked());
+                let last = || messages.iter().rposition(is_answer).filter(|_| !is_marked);
                 conversation.n_prompt.or_else(last)
             }
             LossOn::Assistant | LossOn::All => None,

@@ -209,15 +209,20 @@ fn split_system(messages: &[Message]) -> (&[Message], &[Message]) {
     messages.split_at(messages.iter().take_while(|message| is_system(message)).count())
 }
 
-/// Whether `chosen` and `rejected` repeat the prompt: they begin with its first message, or with some request after a prompt that
-/// ends in one. System messages need not be repeated.
+/// Whether `chosen` and `rejected` repeat the prompt: they begin with its first message, or with a request and contain the one that
+/// the prompt ends in. System messages need not be repeated.
 fn are_whole(value: &Value) -> bool {
     let Some(Ok(prompt)) = prompt_key(value).map(|name| prompt_messages(value, name)) else { return false };
     let (_, prompt) = split_system(&prompt);
-    let is_request = |message: Option<&Message>| message.is_some_and(|message| message.role() == "user");
+    let request = |message: &Message| {
+        (message.role() == "user").then(|| message.content().unwrap_or_default().trim().to_owned())
+    };
+    let last = prompt.last().and_then(request);
     let repeats = |answer: Vec<Message>| {
-        let first = split_system(&answer).1.first();
-        first == prompt.first() || (is_request(first) && is_request(prompt.last()))
+        let (_, turns) = split_system(&answer);
+        let begins_with_request = turns.first().is_some_and(|turn| request(turn).is_some());
+        let contains = || last.is_some() && turns.iter().any(|turn| request(turn) == last);
+        turns.first() == prompt.first() || (begins_with_request && contains())
     };
     !prompt.is_empty()
         && ["chosen", "rejected"].iter().all(|key| answer_messages(value, key).is_ok_and(repeats))
