@@ -27,6 +27,7 @@ use serde_json::Map;
 use crate::error::{DataError, Result, one_line};
 pub(crate) use message::FLAGS;
 pub use message::Message;
+use message::decoded;
 
 /// Inputs of a template besides the messages.
 #[derive(Debug, Clone, Default)]
@@ -192,8 +193,7 @@ impl ChatTemplate {
     /// As [`ChatTemplate::render`].
     pub fn dropped(&self, messages: &[Message], options: &RenderOptions<'_>) -> Result<Option<String>> {
         let probe = spans::PROBE.to_string();
-        let is_shown =
-            |messages: &[Message], options: &_| Ok(self.probed(messages, options)?.contains(spans::PROBE));
+        let is_shown = |messages: &[Message], options: &_| Ok(shows(&self.probed(messages, options)?));
         for (index, message) in messages.iter().enumerate() {
             if message.must_show() && !is_shown(&spans::probe(messages, index), options)? {
                 return Ok(Some(format!("messages of role '{}'", message.role())));
@@ -232,10 +232,16 @@ impl ChatTemplate {
         if messages.iter().all(|message| message.arguments_in_json().next().is_none()) {
             return Ok(messages.into());
         }
-        let text = self.render(messages, options)?;
-        let quoted = |arguments: &str| text.contains(&serde_json::Value::from(arguments).to_string());
-        if messages.iter().any(|message| message.arguments_in_json().any(quoted)) {
-            return Ok(messages.iter().map(Message::with_arguments).collect());
+        // The JSON of an object of which the template may write the quotes, the object, or nothing.
+        let object = format!("{{\"{}\": 0}}", spans::PROBE);
+        let probes: Vec<Message> =
+            messages.iter().map(|m| m.with_arguments(|_| Some(object.clone().into()))).collect();
+        let is_written = self.probed(&probes, options).is_ok_and(|text| {
+            shows(&text) && !text.contains(&format!("\\\"{}", spans::PROBE)) && !text.contains("\\\"\\ufdd2")
+        });
+        let objects: Vec<Message> = messages.iter().map(|message| message.with_arguments(decoded)).collect();
+        if !is_written && self.rendered(&objects, options).is_ok() {
+            return Ok(objects.into());
         }
         Ok(messages.into())
     }
@@ -250,8 +256,9 @@ impl ChatTemplate {
             path: self.path.clone(),
             message: "the chat template omits the text of the last answer, which cannot be continued".into(),
         };
+        self.check_characters(messages)?;
         let mut messages = messages.to_vec();
-        let last = messages.last_mut().ok_or_else(lost)?;
+        let last = messages.last_mut().filter(|last| !last.has_tool_calls()).ok_or_else(lost)?;
         let content = last.content().ok_or_else(lost)?.into_owned();
         // A template that trims the text removes the space.
         *last = last.with_content(&format!("{content}{} ", spans::PROBE));
@@ -266,19 +273,23 @@ impl ChatTemplate {
         Ok(self.marked_raw(messages, options)?.replace([environment::BEGIN, environment::END], ""))
     }
 
+    /// Refuses messages with the characters of markers and probes.
+    fn check_characters(&self, messages: &[Message]) -> Result<()> {
+        let reserved = [environment::BEGIN, environment::END, spans::PROBE];
+        if messages.iter().any(|message| message.contains_any(&reserved)) {
+            let message = "a message contains a Unicode noncharacter (U+FDD0 to U+FDD2); remove it".into();
+            return Err(DataError::Template { path: self.path.clone(), message });
+        }
+        Ok(())
+    }
+
     /// Renders, and removes the markers of `{% generation %}` from the text; the spans are those between them.
     fn marked(
         &self,
         messages: &[Message],
         options: &RenderOptions<'_>,
     ) -> Result<(String, Vec<Range<usize>>)> {
-        for message in messages {
-            if message.contains_any(&[environment::BEGIN, environment::END, spans::PROBE]) {
-                let message =
-                    "a message contains a Unicode noncharacter (U+FDD0 to U+FDD2); remove it".into();
-                return Err(DataError::Template { path: self.path.clone(), message });
-            }
-        }
+        self.check_characters(messages)?;
         let marked = self.marked_raw(messages, options)?;
         let (mut text, mut spans, mut begin) = (String::with_capacity(marked.len()), Vec::new(), None);
         for part in marked.split_inclusive([environment::BEGIN, environment::END]) {
@@ -381,6 +392,11 @@ impl ChatTemplate {
         let rendered = template.render(environment::value(context.into()));
         rendered.map_err(|e| template_error(&self.path, &e))
     }
+}
+
+/// Whether a text contains the probe, or its escape in Python's and JSON's notation.
+fn shows(text: &str) -> bool {
+    text.contains(spans::PROBE) || text.contains("\\ufdd2")
 }
 
 /// The library's error as a one-line error of ours.

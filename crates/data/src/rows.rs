@@ -79,6 +79,16 @@ impl Row {
     pub(crate) fn is_preference(&self) -> bool {
         matches!(self, Self::PreferenceText { .. } | Self::PreferenceChat { .. })
     }
+
+    /// Whether the row is a conversation because of what it has beside its texts.
+    fn is_conversation_of_texts(&self) -> bool {
+        match self {
+            Self::Chat(conversation) | Self::PreferenceChat { chosen: conversation, .. } => {
+                conversation.is_of_texts
+            }
+            _ => false,
+        }
+    }
 }
 
 /// Messages, and the other inputs of the template.
@@ -93,6 +103,8 @@ pub struct Conversation {
     pub tools: Option<Value>,
     /// Further variables of the template: the row's `chat_template_kwargs`.
     pub variables: Map<String, Value>,
+    /// Whether the row has its prompt and its answer as texts.
+    pub(crate) is_of_texts: bool,
 }
 
 /// The rows of a file.

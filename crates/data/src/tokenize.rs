@@ -330,11 +330,6 @@ impl TextTokenizer {
             .is_some_and(|token| self.inner.get_added_vocabulary().is_special_token(&token))
     }
 
-    /// Whether an id belongs to an added token, special or not.
-    pub(crate) fn is_added(&self, id: u32) -> bool {
-        self.inner.get_added_vocabulary().get_added_tokens_decoder().contains_key(&id)
-    }
-
     /// The ids of the tokens with special roles.
     pub fn special_ids(&self) -> SpecialIds {
         self.special

@@ -342,6 +342,13 @@ fn arguments_of_calls_are_objects_where_a_template_would_quote_them() {
     // Templates that write a string as it is have what transformers gives them.
     assert_eq!(write(&each("c.function.arguments")), "find{\"city\":\"B\u{e4}r\"};".repeat(2));
     assert_eq!(write(&each("'=' + c.function.arguments")), "find={\"city\":\"B\u{e4}r\"};".repeat(2));
+    // Those that take objects alone have them, and the quoted text elsewhere changes nothing.
+    let items = "c.function.arguments | items | first | last";
+    assert_eq!(write(&each(items)), "findB\u{e4}r;".repeat(2));
+    let mapping = "c.function.arguments.city if c.function.arguments is mapping else ''";
+    assert_eq!(write(&each(mapping)), "findB\u{e4}r;".repeat(2));
+    let beside = format!("\"{{\\\"city\\\":\\\"B\u{e4}r\\\"}}\" {}", each("c.function.arguments"));
+    assert!(write(&beside).ends_with("find{\"city\":\"B\u{e4}r\"};"));
 }
 
 #[test]
@@ -361,7 +368,9 @@ fn what_a_template_omits_is_named() {
     assert_eq!(dropped(all, None), None);
     let tools = json!([{"type": "function", "function": {"name": "find"}}]);
     assert_eq!(dropped(all, Some(&tools)).as_deref(), Some("descriptions of tools"));
-    assert_eq!(dropped(&format!("{all}{{{{ tools | tojson }}}}"), Some(&tools)), None);
+    for shown in ["tools | tojson", "tools | string", "tools | tojson(ensure_ascii=true)"] {
+        assert_eq!(dropped(&format!("{all}{{{{ {shown} }}}}"), Some(&tools)), None, "{shown}");
+    }
 }
 
 /// As `continue_final_message` of transformers 5.23.

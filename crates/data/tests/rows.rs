@@ -440,6 +440,12 @@ fn strings_beside_a_system_message_are_a_conversation() {
     assert_eq!(sides(pair, SHORT), ["good hi⟦yes <|im_end|>⟧", "good hi⟦no <|im_end|>⟧"]);
     let row = r#"{"system": "good", "prompt": "1+1?", "completion": "2"}"#;
     learnt(row, Some(SHORT), LossOn::Completion, "good 1+1?⟦2 <|im_end|>⟧");
+    let history = r#"{"prompt": "1+1?", "history": [["hi", "yes"]], "completion": "2"}"#;
+    learnt(history, Some(SHORT), LossOn::Completion, "hi yes <|im_end|> 1+1?⟦2 <|im_end|>⟧");
+    // One form for all rows of a file.
+    let plain = r#"{"system": "", "prompt": "hi", "completion": "yes"}"#;
+    let both = "hi⟦yes <|im_end|>⟧ || good 1+1?⟦2 <|im_end|>⟧";
+    learnt(&format!("{plain}\n{row}"), Some(SHORT), LossOn::Completion, both);
     let tools = r#"{"tools": [{"type": "function", "function": {"name": "name"}}], "instruction": "1+1?", "output": "2"}"#;
     let source = format!("{{{{ tools[0].function.name }}}} {SHORT}");
     learnt(tools, Some(&source), LossOn::Completion, "name 1+1?⟦2 <|im_end|>⟧");
@@ -457,7 +463,12 @@ fn preferences_without_a_prompt_have_an_instruction_or_a_common_beginning() {
     assert_eq!(sides(common, SHORT), ["<s> hi there⟦yes </s>⟧", "<s> hi there⟦no </s>⟧"]);
     let longer = r#"{"chosen": "hi there", "rejected": "hi there no"}"#;
     assert_eq!(sides(longer, SHORT), ["<s> hi there⟦</s>⟧", "<s> hi there⟦no </s>⟧"]);
-    refused("a.jsonl", r#"{"chosen": "yes", "rejected": "no"}"#, "'prompt' is missing, and 'chosen'");
+    refused("a.jsonl", r#"{"chosen": "yes", "rejected": "no"}"#, "'prompt' is missing");
+    for more in [r#""system": "good""#, r#""question": "hi""#, r#""input": "hi""#] {
+        refused("a.jsonl", &common.replace("{", &format!("{{{more}, ")), "'prompt' is missing");
+    }
+    let lists = r#"{"instruction": "hi", "chosen": [{"role": "assistant", "content": "yes"}], "rejected": [{"role": "assistant", "content": "no"}]}"#;
+    assert_eq!(sides(lists, SHORT), ["hi⟦yes <|im_end|>⟧", "hi⟦no <|im_end|>⟧"]);
 }
 
 /// The prompt of these is the last request.
@@ -470,6 +481,20 @@ fn conversations_that_begin_with_a_request_repeat_the_prompt() {
     let expected = ["yes", "no"].map(|answer| format!("hi there <|im_end|> 1+1?⟦{answer} <|im_end|>⟧"));
     assert_eq!(sides(&row, SHORT), expected);
     assert_eq!(sides(&row.replace("\"prompt\": \"1+1?\"", "\"prompt\": \" 1+1? \""), SHORT), expected);
+    // Turns before the request are no part of what the answers repeat.
+    let [user, there, good] = [turn("user", "hi"), turn("assistant", "there"), turn("user", "good")];
+    let side = |answer| format!("[{good}, {}]", turn("assistant", answer));
+    let row = format!(
+        r#"{{"prompt": [{user}, {there}, {good}], "chosen": {}, "rejected": {}}}"#,
+        side("yes"),
+        side("no")
+    );
+    assert!(sides(&row, SHORT)[0].starts_with("hi there"));
+    let row = format!(
+        r#"{{"prompt": "1+1?", "chosen": [{before}, {}], "rejected": [{before}, {}]}}"#,
+        turn("assistant", "yes"),
+        turn("assistant", "no")
+    );
     // Another request is a part of the prompt.
     let other = sides(&row.replace("\"prompt\": \"1+1?\"", "\"prompt\": \"good\""), SHORT);
     assert!(other[0].starts_with("good hi"), "{other:?}");
@@ -502,8 +527,10 @@ fn columns_that_change_a_rows_meaning_are_refused() {
     ] {
         refused("a.jsonl", &format!(r#"{{"prompt": "a", "completion": "b", {column}}}"#), part);
     }
-    let empty = r#"{"prompt": "1+1?", "completion": " 2", "images": [], "kto_tag": null}"#;
+    refused("a.jsonl", r#"{"prompt": "a", "completion": "b", "label": false}"#, "'label' is not supported");
+    let empty = r#"{"prompt": "1+1?", "completion": " 2", "images": [null], "audio": {}, "video": false, "kto_tag": null}"#;
     learnt(empty, None, LossOn::Completion, "<s> 1+1?⟦2 </s>⟧");
+    learnt(r#"{"text": "hi", "image": "1.jpg"}"#, None, LossOn::Completion, "<s>⟦hi </s>⟧");
 }
 
 #[test]

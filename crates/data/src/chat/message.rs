@@ -122,13 +122,14 @@ impl Message {
         arguments.filter(|text| decoded(text).is_some())
     }
 
-    /// The message with such arguments as objects.
-    pub(super) fn with_arguments(&self) -> Self {
+    /// The message with such arguments replaced by what `other` gives for them.
+    pub(super) fn with_arguments(&self, other: impl Fn(&str) -> Option<Value>) -> Self {
         let mut object = self.0.clone();
         let calls = object.get_mut("tool_calls").and_then(Value::as_array_mut);
         for call in calls.into_iter().flatten() {
             let call = if call.get("function").is_some() { &mut call["function"] } else { call };
-            if let Some(arguments) = call.get("arguments").and_then(Value::as_str).and_then(decoded) {
+            let arguments = call.get("arguments").and_then(Value::as_str);
+            if let Some(arguments) = arguments.filter(|text| decoded(text).is_some()).and_then(&other) {
                 call["arguments"] = arguments;
             }
         }
@@ -169,7 +170,7 @@ pub(super) fn rename(call: &mut Value, new: &str) -> bool {
 }
 
 /// An object from its JSON.
-fn decoded(text: &str) -> Option<Value> {
+pub(super) fn decoded(text: &str) -> Option<Value> {
     serde_json::from_str(text).ok().filter(Value::is_object)
 }
 

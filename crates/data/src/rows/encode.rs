@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::ops::Range;
 use std::str::FromStr;
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 
 use rayon::prelude::*;
 
@@ -139,6 +139,8 @@ pub struct RowEncoder<'a> {
     pub(super) frame: (Vec<u32>, Vec<u32>),
     /// Kinds of content that the template is known to render.
     shown: Mutex<HashSet<String>>,
+    /// Whether the template ends answers with nothing.
+    is_open: OnceLock<bool>,
 }
 
 impl<'a> RowEncoder<'a> {
@@ -158,7 +160,15 @@ impl<'a> RowEncoder<'a> {
             let expected = format!("give at least {least}");
             return Err(DataError::OutOfRange { what: "max_length", got: max_length.to_string(), expected });
         }
-        Ok(Self { tokenizer, template, loss_on, max_length, frame, shown: Mutex::default() })
+        Ok(Self {
+            tokenizer,
+            template,
+            loss_on,
+            max_length,
+            frame,
+            shown: Mutex::default(),
+            is_open: OnceLock::new(),
+        })
     }
 
     /// Encodes a file's rows on all cores.
@@ -340,22 +350,29 @@ impl<'a> RowEncoder<'a> {
         };
         // The last token of the last answer, if it is learnt and nothing ends it.
         let mut open = None;
+        let is_ended = template.marks_answers() || !self.is_open(template);
+        let eos = self.tokenizer.special_ids().eos;
         for (is_target, span) in are_targets.into_iter().zip(&answers.spans) {
             let tokens = self.tokens_in(&ids, &offsets, span, &answers.text);
-            let last = tokens.last().copied().filter(|_| is_target && !template.marks_answers());
-            open = last.filter(|&last| !self.tokenizer.is_added(ids[last]));
+            let last = tokens.last().copied().filter(|_| is_target && !is_ended);
+            open = last.filter(|&last| Some(ids[last]) != eos);
             if is_target != by_default {
                 let stop = open.and_then(|last| self.stop_after(&ids, last));
                 tokens.into_iter().chain(stop).for_each(|token| is_learnt[token] = is_target);
             }
         }
         if open.is_some_and(|last| last + 1 == ids.len())
-            && let Some(eos) = self.tokenizer.special_ids().eos
+            && let Some(eos) = eos
         {
             ids.push(eos);
             is_learnt.push(true);
         }
         Ok(TokenRow::new(ids, is_learnt))
+    }
+
+    /// Whether the template writes nothing after the text of a last answer.
+    fn is_open(&self, template: &ChatTemplate) -> bool {
+        *self.is_open.get_or_init(|| template.turn_end().is_ok_and(|end| end.trim().is_empty()))
     }
 
     /// The token after an answer's last one, if it is the one at which a reply stops: that of the next turn, in templates that end an

@@ -33,7 +33,10 @@ const ASSISTANT: &str = "assistant";
 pub(super) fn row(value: &Value) -> Result<Row, String> {
     let object = value.as_object().ok_or("a row is an object, such as {\"prompt\": …, \"completion\": …}")?;
     let has = |key: &str| object.get(key).is_some_and(|value| !value.is_null());
-    check_columns(object)?;
+    let is_text = ["chosen", "rejected", "messages", "conversations", "instruction", "prompt"]
+        .iter()
+        .all(|key| !has(key));
+    check_columns(object, is_text)?;
     let row = if has("chosen") || has("rejected") {
         preference(value)?
     } else if has("messages") {
@@ -44,10 +47,10 @@ pub(super) fn row(value: &Value) -> Result<Row, String> {
         instruction(value)?
     } else if has("prompt") && has("completion") {
         if value["prompt"].is_string() {
-            let (prompt, completion) = (text(value, "prompt")?, answer(value, "completion")?);
-            match has_more(value)? {
-                true => Row::Chat(asked(value, vec![Message::new("user", &prompt)], &completion)?),
-                false => Row::Completion { prompt, completion },
+            let completion = answer(value, "completion")?;
+            match prompt_of(value)?.filter(|_| has_more(value)) {
+                Some(prompt) => Row::Chat(asked(value, prompt, &completion)?),
+                None => Row::Completion { prompt: text(value, "prompt")?, completion },
             }
         } else {
             Row::Chat(joined(value, "completion", false)?)
@@ -73,21 +76,34 @@ pub(super) fn row(value: &Value) -> Result<Row, String> {
     Ok(row)
 }
 
-/// Refuses columns that change what a row means.
-fn check_columns(object: &Map<String, Value>) -> Result<(), String> {
-    let is_given = |key: &&&str| match object.get(**key) {
-        None | Some(Value::Null) => false,
-        Some(Value::Array(items)) => !items.is_empty(),
-        Some(Value::String(text)) => !text.is_empty(),
-        Some(_) => true,
-    };
-    if let Some(key) = ["image", "images", "video", "videos", "audio", "audios"].iter().find(is_given) {
+/// Refuses columns that change what a row means; a plain text has a meaning without them.
+fn check_columns(object: &Map<String, Value>, is_text: bool) -> Result<(), String> {
+    if is_text {
+        return Ok(());
+    }
+    let is_given = |key: &&&str| object.get(**key).is_some_and(has_content);
+    let media = ["image", "images", "video", "videos", "audio", "audios"];
+    if let Some(key) = media.iter().find(is_given) {
         return Err(format!("the row has '{key}', and only text is supported; remove the row"));
     }
-    if let Some(key) = ["kto_tag", "rejected_response", "rejected_messages"].iter().find(is_given) {
+    // `false` marks a bad answer, and `true` asks for another objective.
+    let kto = ["kto_tag", "label"].into_iter().find(|key| object.get(*key).is_some_and(Value::is_boolean));
+    let others = ["rejected_response", "rejected_messages"];
+    if let Some(key) = kto.or_else(|| others.iter().find(is_given).copied()) {
         return Err(format!("'{key}' is not supported; give preferences as prompt, chosen and rejected"));
     }
     Ok(())
+}
+
+/// Whether a column has something in it.
+fn has_content(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => false,
+        Value::Array(items) => items.iter().any(has_content),
+        Value::Object(object) => !object.is_empty(),
+        Value::String(text) => !text.trim().is_empty(),
+        Value::Bool(true) | Value::Number(_) => true,
+    }
 }
 
 fn preference(value: &Value) -> Result<Row, String> {
@@ -116,37 +132,29 @@ fn preference(value: &Value) -> Result<Row, String> {
     Ok(with_common_prompt(row))
 }
 
-/// A preference whose answers are strings: after the prompt, or after an instruction (LLaMA-Factory); without either, what both
-/// begin with is the prompt (TRL).
+/// A preference whose answers are strings; without a prompt, what both begin with is the prompt (TRL).
 fn preferred_texts(value: &Value, mut chosen: String, mut rejected: String) -> Result<Row, String> {
-    let messages = if !value["prompt"].is_string() && !value["instruction"].is_null() {
-        let mut messages = history(&value["history"])?;
-        messages.push(request(&text(value, "instruction")?, &input(value)?));
-        messages
-    } else {
-        match prompt_key(value) {
-            None => {
-                let n = common_beginning(&chosen, &rejected);
-                if n == 0 {
-                    return Err(
-                        "'prompt' is missing, and 'chosen' and 'rejected' have no common beginning".into()
-                    );
-                }
-                let prompt = chosen[..n].to_owned();
-                chosen.drain(..n);
-                rejected.drain(..n);
-                return Ok(Row::PreferenceText { prompt, chosen, rejected });
-            }
-            Some(key) if value[key].is_string() && !has_more(value)? => {
-                return Ok(Row::PreferenceText { prompt: text(value, key)?, chosen, rejected });
-            }
-            Some(key) => prompt_messages(value, key)?,
+    let Some(messages) = prompt_of(value)? else {
+        let n = common_beginning(&chosen, &rejected);
+        let other =
+            ["question", "query", "input", "history"].into_iter().find(|key| has_content(&value[*key]));
+        if n == 0 || has_more(value) || other.is_some() {
+            return Err("'prompt' is missing; give the request under that name".into());
         }
+        let prompt = chosen[..n].to_owned();
+        chosen.drain(..n);
+        rejected.drain(..n);
+        return Ok(Row::PreferenceText { prompt, chosen, rejected });
     };
-    Ok(Row::PreferenceChat {
-        chosen: asked(value, messages.clone(), &chosen)?,
-        rejected: asked(value, messages, &rejected)?,
-    })
+    match &value["prompt"] {
+        Value::String(prompt) if !has_more(value) => {
+            Ok(Row::PreferenceText { prompt: prompt.clone(), chosen, rejected })
+        }
+        _ => Ok(Row::PreferenceChat {
+            chosen: asked(value, messages.clone(), &chosen)?,
+            rejected: asked(value, messages, &rejected)?,
+        }),
+    }
 }
 
 /// Bytes that two answers have in common at their beginning; a space before the difference belongs to the answers.
@@ -160,12 +168,30 @@ fn common_beginning(chosen: &str, rejected: &str) -> usize {
 fn asked(value: &Value, mut messages: Vec<Message>, answer: &str) -> Result<Conversation, String> {
     let n_prompt = messages.len();
     messages.push(Message::new(ASSISTANT, answer));
-    conversation(value, messages, Some(n_prompt))
+    let conversation = conversation(value, messages, Some(n_prompt))?;
+    Ok(Conversation { is_of_texts: value["prompt"].is_string(), ..conversation })
 }
 
-/// Whether a row has something for the template beside its texts: a system message, tools, variables.
-fn has_more(value: &Value) -> Result<bool, String> {
-    Ok(system(value)?.is_some() || tools(value.get("tools"))?.is_some() || !variables(value)?.is_empty())
+/// Whether a row has something for the template beside its texts: a system message, earlier turns, tools, variables.
+fn has_more(value: &Value) -> bool {
+    ["system", "history", "tools", "chat_template_kwargs"].iter().any(|key| has_content(&value[*key]))
+}
+
+/// Turns a prompt and its answers that stand as they are into conversations.
+pub(super) fn make_conversation(row: &mut Row) {
+    let asked = |prompt: &str, answer: &str| Conversation {
+        messages: vec![Message::new("user", prompt), Message::new(ASSISTANT, answer)],
+        n_prompt: Some(1),
+        is_of_texts: true,
+        ..Conversation::default()
+    };
+    match row {
+        Row::Completion { prompt, completion } => *row = Row::Chat(asked(prompt, completion)),
+        Row::PreferenceText { prompt, chosen, rejected } => {
+            *row = Row::PreferenceChat { chosen: asked(prompt, chosen), rejected: asked(prompt, rejected) };
+        }
+        _ => {}
+    }
 }
 
 /// Preferences that contain whole conversations have a common beginning, which is the prompt.
@@ -194,6 +220,21 @@ fn prompt_messages(value: &Value, name: &str) -> Result<Vec<Message>, String> {
     }
 }
 
+/// The prompt of a row: messages, or a request or instruction after the turns of `history`.
+fn prompt_of(value: &Value) -> Result<Option<Vec<Message>>, String> {
+    let own = match prompt_key(value) {
+        Some(key) => prompt_messages(value, key)?,
+        None if value["instruction"].is_null() => return Ok(None),
+        None => vec![request(&text(value, "instruction")?, &input(value)?)],
+    };
+    let mut messages = history(&value["history"])?;
+    if !messages.is_empty() && prompt_key(value).is_some_and(|key| value[key].is_array()) {
+        return Err("'history' is beside a list of messages; put its turns into the list".into());
+    }
+    messages.extend(own);
+    Ok(Some(messages))
+}
+
 /// The messages of an answer.
 fn answer_messages(value: &Value, key: &str) -> Result<Vec<Message>, String> {
     match &value[key] {
@@ -209,29 +250,28 @@ fn split_system(messages: &[Message]) -> (&[Message], &[Message]) {
     messages.split_at(messages.iter().take_while(|message| is_system(message)).count())
 }
 
-/// Whether `chosen` and `rejected` repeat the prompt: they begin with its first message, or with a request and contain the one that
-/// the prompt ends in. System messages need not be repeated.
+/// Whether `chosen` and `rejected` repeat the prompt: they begin with its first message, or with a request and contain the only one
+/// of the prompt. System messages need not be repeated.
 fn are_whole(value: &Value) -> bool {
-    let Some(Ok(prompt)) = prompt_key(value).map(|name| prompt_messages(value, name)) else { return false };
+    let Ok(Some(prompt)) = prompt_of(value) else { return false };
     let (_, prompt) = split_system(&prompt);
     let request = |message: &Message| {
         (message.role() == "user").then(|| message.content().unwrap_or_default().trim().to_owned())
     };
-    let last = prompt.last().and_then(request);
+    let only = if let [only] = prompt { request(only) } else { None };
     let repeats = |answer: Vec<Message>| {
         let (_, turns) = split_system(&answer);
         let begins_with_request = turns.first().is_some_and(|turn| request(turn).is_some());
-        let contains = || last.is_some() && turns.iter().any(|turn| request(turn) == last);
+        let contains = || only.is_some() && turns.iter().any(|turn| request(turn) == only);
         turns.first() == prompt.first() || (begins_with_request && contains())
     };
     !prompt.is_empty()
         && ["chosen", "rejected"].iter().all(|key| answer_messages(value, key).is_ok_and(repeats))
 }
 
-/// The messages of `prompt` (or `conversations`, or `messages`), if the row has one, followed by those of `key`, which may
-/// repeat it.
+/// The messages of the prompt, if the row has one, followed by those of `key`, which may repeat it.
 fn joined(value: &Value, key: &str, is_whole: bool) -> Result<Conversation, String> {
-    let mut prompt = prompt_key(value).map(|name| prompt_messages(value, name)).transpose()?;
+    let mut prompt = prompt_of(value)?;
     let answer = answer_messages(value, key)?;
     if answer.last().is_none_or(|message| message.role() != ASSISTANT) {
         return Err(format!("'{key}' does not end with an assistant message"));
@@ -264,17 +304,18 @@ fn conversation(
             }
         }
     }
-    Ok(Conversation { messages, n_prompt, tools: tools(value.get("tools"))?, variables: variables(value)? })
+    let (tools, variables) = (tools(value.get("tools"))?, variables(value)?);
+    Ok(Conversation { messages, n_prompt, tools, variables, is_of_texts: false })
 }
 
 /// Alpaca's format; a conversation if the row has more than it.
 fn instruction(value: &Value) -> Result<Row, String> {
     let (instruction, input) = (text(value, "instruction")?, input(value)?);
     let output = answer(value, "output")?;
-    let mut messages = history(&value["history"])?;
-    if messages.is_empty() && !has_more(value)? {
+    if !has_more(value) {
         return Ok(Row::Instruction { instruction, input, output });
     }
+    let mut messages = history(&value["history"])?;
     messages.push(request(&instruction, &input));
     Ok(Row::Chat(asked(value, messages, &output)?))
 }

@@ -29,7 +29,11 @@ pub(super) fn file(path: &Path) -> Result<Rows> {
         _ if is_list => list(path, &text)?,
         _ => lines(path, &text)?,
     };
-    let rows = Rows { path: path.to_path_buf(), rows: parsed, counts_items: is_list };
+    let mut rows = Rows { path: path.to_path_buf(), rows: parsed, counts_items: is_list };
+    if rows.rows.iter().any(|(_, row)| row.is_conversation_of_texts()) {
+        // Texts are all of one form, with a system message in some rows or in all.
+        rows.rows.iter_mut().for_each(|(_, row)| parse::make_conversation(row));
+    }
     let Some((_, first)) = rows.rows.first() else {
         let remedy = "give at least one row".to_owned();
         return Err(DataError::Empty { path: path.to_path_buf(), remedy });
