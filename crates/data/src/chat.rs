@@ -240,7 +240,7 @@ impl ChatTemplate {
             shows(&text) && !text.contains(&format!("\\\"{}", spans::PROBE)) && !text.contains("\\\"\\ufdd2")
         });
         let objects: Vec<Message> = messages.iter().map(|message| message.with_arguments(decoded)).collect();
-        if !is_written && self.rendered(&objects, options).is_ok() {
+        if !is_written && self.marked_raw(&objects, options).is_ok() {
             return Ok(objects.into());
         }
         Ok(messages.into())
