@@ -2,12 +2,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may end on the first surprise")]
 
+mod preferences;
+
 use std::path::{Path, PathBuf};
 
 use lowrank_data::chat::ChatTemplate;
 use lowrank_data::rows::{LossOn, Row, RowEncoder, Rows};
 use lowrank_data::tokenize::TextTokenizer;
 use tempfile::TempDir;
+
+use preferences::sides;
 
 /// ChatML, as many models have it.
 const CHATML: &str = "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + \
@@ -296,30 +300,6 @@ fn a_cut_row_without_an_answer_is_left_out_and_counted() {
 }
 
 #[test]
-fn preferences_share_their_prompt() {
-    let tokenizer = tokenizer();
-    let template = template(CHATML);
-    let forms = [
-        r#"{"conversations": [{"from": "human", "value": "hi"}], "chosen": {"from": "gpt", "value": "yes"}, "rejected": {"from": "gpt", "value": "no"}}"#,
-        r#"{"prompt": [{"role": "user", "content": "hi"}], "chosen": [{"role": "assistant", "content": "yes"}], "rejected": [{"role": "assistant", "content": "no"}]}"#,
-        r#"{"chosen": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}], "rejected": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "no"}]}"#,
-    ];
-    for form in forms {
-        let (_dir, rows) = rows("a.jsonl", form);
-        let rows = rows.unwrap();
-        assert!(rows.are_preferences());
-        let encoder = RowEncoder::new(&tokenizer, Some(&template), LossOn::Completion, 50).unwrap();
-        let pair = &encoder.encode_pairs(&rows).unwrap().pairs[0];
-        let head = "<|im_start|> user \n hi <|im_end|> \n <|im_start|> assistant \n";
-        assert_eq!(pair.chosen.show(&tokenizer).unwrap(), format!("{head}⟦yes <|im_end|>⟧\n"));
-        assert_eq!(pair.rejected.show(&tokenizer).unwrap(), format!("{head}⟦no <|im_end|>⟧\n"));
-        assert!(
-            encoder.encode(&rows).unwrap_err().to_string().contains("a.jsonl:1: the row is a preference")
-        );
-    }
-}
-
-#[test]
 fn variables_of_a_row_reach_the_template() {
     let source = "{{ name }} {% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %} <|im_end|>{% endif %} {% endfor %}";
     let user = r#"{"role": "user", "content": "hi"}"#;
@@ -341,15 +321,6 @@ fn variables_of_a_row_reach_the_template() {
         &format!(r#"{{"messages": [{user}, {yes}], "chat_template_kwargs": 1}}"#),
         "'chat_template_kwargs' is not an object",
     );
-}
-
-/// The tokens of a preference's sides.
-fn sides(content: &str, source: &str) -> [String; 2] {
-    let (_dir, rows) = rows("a.jsonl", content);
-    let (tokenizer, template) = (tokenizer(), template(source));
-    let encoder = RowEncoder::new(&tokenizer, Some(&template), LossOn::Completion, 100).unwrap();
-    let pair = encoder.encode_pairs(&rows.unwrap()).unwrap().pairs.remove(0);
-    [pair.chosen, pair.rejected].map(|side| side.show(&tokenizer).unwrap())
 }
 
 /// The template of short conversations.
@@ -452,55 +423,6 @@ fn strings_beside_a_system_message_are_a_conversation() {
 }
 
 #[test]
-fn preferences_without_a_prompt_have_an_instruction_or_a_common_beginning() {
-    let instruction = r#"{"instruction": "hi", "input": "", "chosen": "yes", "rejected": "no"}"#;
-    assert_eq!(sides(instruction, SHORT), ["hi⟦yes <|im_end|>⟧", "hi⟦no <|im_end|>⟧"]);
-    let more = r#"{"instruction": "hi", "input": "there", "system": "good", "history": [["is", "it"]], "chosen": "yes", "rejected": "no"}"#;
-    let expected =
-        ["yes", "no"].map(|answer| format!("good is it <|im_end|> hi \n\n there⟦{answer} <|im_end|>⟧"));
-    assert_eq!(sides(more, SHORT), expected);
-    let common = r#"{"chosen": "hi there yes", "rejected": "hi there no"}"#;
-    assert_eq!(sides(common, SHORT), ["<s> hi there⟦yes </s>⟧", "<s> hi there⟦no </s>⟧"]);
-    let longer = r#"{"chosen": "hi there", "rejected": "hi there no"}"#;
-    assert_eq!(sides(longer, SHORT), ["<s> hi there⟦</s>⟧", "<s> hi there⟦no </s>⟧"]);
-    refused("a.jsonl", r#"{"chosen": "yes", "rejected": "no"}"#, "'prompt' is missing");
-    for more in [r#""system": "good""#, r#""question": "hi""#, r#""input": "hi""#] {
-        refused("a.jsonl", &common.replace("{", &format!("{{{more}, ")), "'prompt' is missing");
-    }
-    let lists = r#"{"instruction": "hi", "chosen": [{"role": "assistant", "content": "yes"}], "rejected": [{"role": "assistant", "content": "no"}]}"#;
-    assert_eq!(sides(lists, SHORT), ["hi⟦yes <|im_end|>⟧", "hi⟦no <|im_end|>⟧"]);
-}
-
-/// The prompt of these is the last request.
-#[test]
-fn conversations_that_begin_with_a_request_repeat_the_prompt() {
-    let turn = |role: &str, content: &str| format!(r#"{{"role": "{role}", "content": "{content}"}}"#);
-    let before = [turn("user", "hi"), turn("assistant", "there"), turn("user", "1+1?")].join(", ");
-    let side = |answer| format!("[{before}, {}]", turn("assistant", answer));
-    let row = format!(r#"{{"prompt": "1+1?", "chosen": {}, "rejected": {}}}"#, side("yes"), side("no"));
-    let expected = ["yes", "no"].map(|answer| format!("hi there <|im_end|> 1+1?⟦{answer} <|im_end|>⟧"));
-    assert_eq!(sides(&row, SHORT), expected);
-    assert_eq!(sides(&row.replace("\"prompt\": \"1+1?\"", "\"prompt\": \" 1+1? \""), SHORT), expected);
-    // Turns before the request are no part of what the answers repeat.
-    let [user, there, good] = [turn("user", "hi"), turn("assistant", "there"), turn("user", "good")];
-    let side = |answer| format!("[{good}, {}]", turn("assistant", answer));
-    let row = format!(
-        r#"{{"prompt": [{user}, {there}, {good}], "chosen": {}, "rejected": {}}}"#,
-        side("yes"),
-        side("no")
-    );
-    assert!(sides(&row, SHORT)[0].starts_with("hi there"));
-    let row = format!(
-        r#"{{"prompt": "1+1?", "chosen": [{before}, {}], "rejected": [{before}, {}]}}"#,
-        turn("assistant", "yes"),
-        turn("assistant", "no")
-    );
-    // Another request is a part of the prompt.
-    let other = sides(&row.replace("\"prompt\": \"1+1?\"", "\"prompt\": \"good\""), SHORT);
-    assert!(other[0].starts_with("good hi"), "{other:?}");
-}
-
-#[test]
 fn function_calls_of_sharegpt_call_tools() {
     let call = r#"{\"name\": \"name\", \"arguments\": {\"a\": 2}}"#;
     let source = "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls %}{{ c.function.name }} {{ c.function.arguments.a }}\
@@ -531,33 +453,6 @@ fn columns_that_change_a_rows_meaning_are_refused() {
     let empty = r#"{"prompt": "1+1?", "completion": " 2", "images": [null], "audio": {}, "video": false, "kto_tag": null}"#;
     learnt(empty, None, LossOn::Completion, "<s> 1+1?⟦2 </s>⟧");
     learnt(r#"{"text": "hi", "image": "1.jpg"}"#, None, LossOn::Completion, "<s>⟦hi </s>⟧");
-}
-
-#[test]
-fn whole_conversations_of_a_preference_repeat_their_prompt() {
-    let user = r#"{"role": "user", "content": "hi"}"#;
-    let (yes, no) =
-        (r#"{"role": "assistant", "content": "yes"}"#, r#"{"role": "assistant", "content": "no"}"#);
-    let whole = format!(r#""chosen": [{user}, {yes}], "rejected": [{user}, {no}]"#);
-    for beside in ["", &format!(r#""messages": [{user}, {yes}], "#), &format!(r#""prompt": [{user}], "#)] {
-        let row = format!("{{{beside}{whole}}}");
-        assert_eq!(sides(&row, SHORT), ["hi⟦yes <|im_end|>⟧", "hi⟦no <|im_end|>⟧"], "{row}");
-    }
-    // A string is a request, and a system message need not be repeated.
-    let string = format!(r#"{{"prompt": "hi", {whole}}}"#);
-    assert_eq!(sides(&string, SHORT), ["hi⟦yes <|im_end|>⟧", "hi⟦no <|im_end|>⟧"]);
-    let system = r#"{"role": "system", "content": "good"}"#;
-    let with_system = whole.replace(user, &format!("{system}, {user}"));
-    for row in [
-        format!(r#"{{"prompt": [{system}, {user}], {whole}}}"#),
-        format!(r#"{{"prompt": [{user}], {with_system}}}"#),
-        format!(r#"{{"prompt": [{system}, {user}], {with_system}}}"#),
-        format!(r#"{{"system": "good", "prompt": [{user}], {with_system}}}"#),
-    ] {
-        let expected = sides(&format!("{{{with_system}}}"), SHORT);
-        assert!(expected[0].contains("good") && expected[0].matches("hi").count() == 1, "{expected:?}");
-        assert_eq!(sides(&row, SHORT), expected, "{row}");
-    }
 }
 
 #[test]
