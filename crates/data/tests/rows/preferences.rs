@@ -67,7 +67,7 @@ fn conversations_that_begin_with_a_request_repeat_the_prompt() {
     let expected = ["yes", "no"].map(|answer| format!("hi there <|im_end|> 1+1?⟦{answer} <|im_end|>⟧"));
     assert_eq!(sides(&row, SHORT), expected);
     assert_eq!(sides(&row.replace("\"prompt\": \"1+1?\"", "\"prompt\": \" 1+1? \""), SHORT), expected);
-    // Turns before the request are no part of what the answers repeat.
+    // The answers do not repeat the turns before the request.
     let [user, there, good] = [turn("user", "hi"), turn("assistant", "there"), turn("user", "good")];
     let side = |answer| format!("[{good}, {}]", turn("assistant", answer));
     let row = format!(
