@@ -13,15 +13,14 @@ pub trait BaseWeights<B: Backend> {
     /// The weight of a site, `[d_input, d_output]`, or `None` if it is not available.
     fn weight(&self, site: usize) -> Option<Tensor<B, 2>>;
 
-    /// Factors `[d_input, rank]` and `[rank, d_output]` whose product is nearest to what quantization took from a site's weight;
-    /// `None` where it took nothing.
+    /// A low-rank approximation of a site's quantization residual `W − Q`: factors `[d_input, rank]` and `[rank, d_output]`;
+    /// `None` if the residual is zero.
     ///
     /// # Errors
-    /// A base that does not know the weight before quantization.
-    fn lost(&self, _site: usize, _rank: usize) -> Result<Option<[Tensor<B, 2>; 2]>> {
+    /// A base without the weights before quantization.
+    fn residual(&self, _site: usize, _rank: usize) -> Result<Option<[Tensor<B, 2>; 2]>> {
         Err(AdapterError::Incompatible(
-            "LoftQ and QERA start from what quantization took from a weight, which this base does not know"
-                .into(),
+            "LoftQ and QERA need the weights before quantization, which this base does not have".into(),
         ))
     }
 
@@ -42,8 +41,8 @@ impl<B: Backend> BaseWeights<B> for NoWeights {
 }
 
 impl<B: Backend> AdapterSet<B> {
-    /// Newly initialized adapters at the sites that the config's targets select; their update is zero, or, of LoftQ and QERA, what
-    /// quantization took from the base.
+    /// Newly initialized adapters at the sites that the config's targets select; their update is zero, except
+    /// under LoftQ and QERA, where it approximates the base's quantization residual.
     ///
     /// # Errors
     /// No matching site, a site that `base` refuses, a rank or value out of range, a method that needs weights that `base` does

@@ -26,7 +26,7 @@ pub enum Init {
     PissaRandomized,
     /// LoRA: leading part of the weight's QR decomposition (OLoRA, Büyükakyüz 2024).
     Olora,
-    /// LoRA over a quantized base: leading singular triplets of what quantization took from the weight (LoftQ, Li et al. 2023).
+    /// LoRA over a quantized base: leading singular triplets of the quantization residual (LoftQ, Li et al. 2023).
     Loftq,
     /// The same in the norm of the weight's inputs (QERA, Zhang et al. 2024).
     Qera,
@@ -48,13 +48,18 @@ impl Init {
         (Self::Pissa, "pissa", "Leading singular triplets of the weight"),
         (Self::PissaRandomized, "pissa-randomized", "The same by randomized SVD"),
         (Self::Olora, "olora", "Leading part of the weight's QR decomposition"),
-        (Self::Loftq, "loftq", "Leading singular triplets of what --base-bits took from the weight"),
+        (Self::Loftq, "loftq", "Leading singular triplets of the quantization residual of --base-bits"),
         (Self::Qera, "qera", "The same in the norm of the training rows' inputs"),
         (Self::Trivial, "trivial", "LoTR's own: outer factors normal, cores zero"),
         (Self::Neutral, "neutral", "Cores the identity, one outer factor zero"),
         (Self::Normal, "normal", "All factors normal"),
         (Self::Svd, "svd", "Tucker2 of the stacked weights"),
     ];
+
+    /// Whether it starts from the quantization residual of the base.
+    pub const fn needs_residual(self) -> bool {
+        matches!(self, Self::Loftq | Self::Qera)
+    }
 
     /// Its name in configs and on the command line.
     pub fn name(self) -> &'static str {

@@ -161,7 +161,7 @@ fn a_base_in_blocks_is_tuned_and_merged() {
 #[rstest]
 #[case::text("mini-llama", "q_proj=128,o_proj=128,gate_proj=128,up_proj=128,down_proj=128")]
 #[case::classes("mini-bert", "query=128,key=128,value=128,dense=128")]
-fn adapters_start_from_what_the_base_lost(#[case] name: &str, #[case] full: &str) {
+fn adapters_start_from_the_quantization_residual(#[case] name: &str, #[case] full: &str) {
     let model = fixture(&format!("../../datasets/models/{name}"));
     let data = ["mini-glue", "mini-instruct/train.jsonl", "mini-instruct/dev.jsonl"];
     let [glue, train, dev] = data.map(|data| fixture(&format!("../../datasets/{data}")));
@@ -227,6 +227,32 @@ fn a_start_is_found_under_the_prefix_of_another_head() {
         let config: Value = serde_json::from_str(&config).unwrap();
         assert_eq!(config["r"], json!(16), "{config}");
     }
+    // The inputs of the rows are found under that prefix, too, and weigh QERA's factors.
+    let factors =
+        |init: &str| fs::read(dir.path().join(init).join("adapter/adapter_model.safetensors")).unwrap();
+    assert_ne!(factors("loftq"), factors("qera"));
+}
+
+/// A resumed run computes its initial factors anew, from the same rows and weights.
+#[test]
+fn a_run_with_initial_factors_is_extended_exactly() {
+    let bench = Bench::new("llama-tied", &["--bits", "8"]);
+    let dense = fixture("llama-tied");
+    let adapter = |out: &str| fs::read(bench.path(out).join("adapter/adapter_model.safetensors")).unwrap();
+    let qera = ["--method", "lora", "--targets", "all-linear", "--base-bits", "4", "--init", "qera"];
+    let rate = ["--scheduler", "constant", "--warmup-ratio", "0", "--lr", "1e-2"];
+    let tune = |out: &str, extra: &[&str]| {
+        let mut args = bench.tune(&dense, out, &[&qera[..], &rate].concat());
+        let steps = args.iter().position(|arg| arg == "--max-steps").unwrap() + 1;
+        args[steps] = extra[0].into();
+        args.extend(extra[1..].iter().map(|arg| (*arg).to_owned()));
+        json_of(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    };
+    tune("whole", &["4"]);
+    tune("parts", &["2"]);
+    assert_ne!(adapter("parts"), adapter("whole"));
+    tune("parts", &["4", "--extend"]);
+    assert_eq!(adapter("parts"), adapter("whole"));
 }
 
 #[test]

@@ -187,7 +187,7 @@ impl ChatTemplate {
         Ok(text.split_once(spans::PROBE).map_or("", |(_, tail)| tail).to_owned())
     }
 
-    /// What of a conversation the template omits without an error, in words: messages of a role, calls of tools, or the tools.
+    /// The part of a conversation that the template omits without an error: messages of a role, tool calls, or tool definitions.
     ///
     /// # Errors
     /// As [`ChatTemplate::render`].
@@ -203,7 +203,7 @@ impl ChatTemplate {
                 let mut messages = messages.to_vec();
                 messages[index] = renamed;
                 if !is_shown(&messages, options)? {
-                    return Ok(Some("calls of tools".into()));
+                    return Ok(Some("tool calls".into()));
                 }
             }
         }
@@ -213,14 +213,14 @@ impl ChatTemplate {
             if first.is_some_and(|tool| message::rename(tool, &probe))
                 && !is_shown(messages, &RenderOptions { tools: Some(&tools), ..options.clone() })?
             {
-                return Ok(Some("descriptions of tools".into()));
+                return Ok(Some("tool definitions".into()));
             }
         }
         Ok(None)
     }
 
-    /// The messages with arguments of calls as objects, as templates expect them, if the template would write the JSON that
-    /// OpenAI's messages have in their place as a quoted string.
+    /// The messages with the arguments of tool calls as objects. OpenAI's messages have them as JSON strings, which a template that
+    /// writes objects would quote once more; messages are unchanged for templates that write strings.
     ///
     /// # Errors
     /// As [`ChatTemplate::render`].
@@ -232,7 +232,7 @@ impl ChatTemplate {
         if messages.iter().all(|message| message.arguments_in_json().next().is_none()) {
             return Ok(messages.into());
         }
-        // The JSON of an object of which the template may write the quotes, the object, or nothing.
+        // The template may write the probe as it is, quote it, omit it, or fail.
         let object = format!("{{\"{}\": 0}}", spans::PROBE);
         let probes: Vec<Message> =
             messages.iter().map(|m| m.with_arguments(|_| Some(object.clone().into()))).collect();

@@ -363,11 +363,11 @@ fn what_a_template_omits_is_named() {
     let all =
         "{{ messages[0].content }}{% for c in messages[1].tool_calls %}{{ c.function.name }}{% endfor %}";
     for source in [texts, first] {
-        assert_eq!(dropped(source, None).as_deref(), Some("calls of tools"), "{source}");
+        assert_eq!(dropped(source, None).as_deref(), Some("tool calls"), "{source}");
     }
     assert_eq!(dropped(all, None), None);
     let tools = json!([{"type": "function", "function": {"name": "find"}}]);
-    assert_eq!(dropped(all, Some(&tools)).as_deref(), Some("descriptions of tools"));
+    assert_eq!(dropped(all, Some(&tools)).as_deref(), Some("tool definitions"));
     for shown in ["tools | tojson", "tools | string", "tools | tojson(ensure_ascii=true)"] {
         assert_eq!(dropped(&format!("{all}{{{{ {shown} }}}}"), Some(&tools)), None, "{shown}");
     }

@@ -44,9 +44,9 @@ fn variants() -> Vec<Variant> {
     let mut variants = Vec::new();
     for method in Method::all() {
         let inits = if method.inits.is_empty() { &[Init::Default][..] } else { method.inits };
-        // Over a quantized base alone, whose weights they change.
-        let are_lost = |init: &Init| matches!(init, Init::Loftq | Init::Qera);
-        variants.extend(inits.iter().filter(|init| !are_lost(init)).map(|&init| variant(method, init)));
+        // The update of those that need a residual is not zero at first.
+        let inits_of_zero = inits.iter().filter(|init| !init.needs_residual());
+        variants.extend(inits_of_zero.map(|&init| variant(method, init)));
         for option in method.options.iter().filter(|option| option.kind == OptionKind::Flag) {
             let base = variant(method, inits[0]);
             variants.push(Variant { options: base.options.clone().with(option.name, 1), ..base });

@@ -260,11 +260,11 @@ impl<B: Backend> Fresh<'_, B> {
         })
     }
 
-    /// What quantization took from a slice's weight, as factors: [`BaseWeights::lost`].
+    /// A low-rank approximation of the quantization residual of a slice: [`BaseWeights::residual`].
     ///
     /// # Errors
-    /// A base that does not know the weight before quantization.
-    pub fn lost(&self, slice: usize) -> Result<Option<[Tensor<B, 2>; 2]>> {
-        self.base.lost(self.indices[slice], self.rank())
+    /// A base without the weights before quantization.
+    pub fn residual(&self, slice: usize) -> Result<Option<[Tensor<B, 2>; 2]>> {
+        self.base.residual(self.indices[slice], self.rank())
     }
 }

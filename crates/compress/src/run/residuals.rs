@@ -1,9 +1,9 @@
-//! What quantization took from the weights of a model, as factors: the start of adapters over the quantized base.
+//! Low-rank approximations of quantization residuals: the start of adapters over a quantized base.
 //!
 //! # Algorithm
-//! Of `E = W − Q` the leading singular triplets (LoftQ, Li et al. 2023, arXiv:2310.08659, with one iteration, which leaves `Q`
-//! as it is), or those of `R^½·E` for second moments `R` of the inputs (QERA-exact, Zhang et al. 2024, arXiv:2410.06040). One
-//! layer is in memory at a time.
+//! The leading singular triplets of `E = W − Q` (LoftQ, Li et al. 2023, arXiv:2310.08659, with one iteration, which does not
+//! change `Q`), or of `R^½·E` with the second moments `R` of the inputs (QERA-exact, Zhang et al. 2024, arXiv:2410.06040).
+//! One layer is in memory at a time.
 
 use std::path::{Path, PathBuf};
 
@@ -25,7 +25,7 @@ use crate::folder::read_dense_config;
 use crate::options::Calibrator;
 use crate::statistics::{Weighting, Weightings};
 
-/// The weights of a model folder beside those of the same model in memory, quantized.
+/// Quantization residuals of a model in memory, whose unquantized weights are in a folder.
 pub struct Residuals<B: Kernels> {
     folder: PathBuf,
     config: Config,
@@ -43,7 +43,7 @@ struct Layer<B: Kernels> {
 }
 
 impl<B: Kernels> Residuals<B> {
-    /// Those of a model folder; with texts, in the norm of the inputs that they give.
+    /// Residuals against the weights of a model folder; with texts, approximated in the norm of their inputs.
     ///
     /// # Errors
     /// A model that is compressed already, and as [`ModelCalibrator::new`].
@@ -69,8 +69,8 @@ impl<B: Kernels> Residuals<B> {
         })
     }
 
-    /// Factors `[d_input, rank]` and `[rank, d_output]`, of equal norms, of what a site's weight lost; `None` outside the
-    /// layers, which are not quantized, or where it lost nothing.
+    /// Factors `[d_input, rank]` and `[rank, d_output]`, of equal norms, of a site's residual; `None` outside the layers, which
+    /// are not quantized, or if the residual is zero.
     ///
     /// # Errors
     /// A site that the model does not have, a weight of another shape, values that are not finite.
@@ -82,8 +82,7 @@ impl<B: Kernels> Residuals<B> {
     ) -> Result<Option<[Tensor<B, 2>; 2]>> {
         let of_site = site.layer.map(|layer| Module::in_layer(&site.path, layer));
         let Some(index) = of_site.and_then(|module| self.config.layer_of(&module)) else { return Ok(None) };
-        let folder = self.folder.clone();
-        let layer = self.load(index)?;
+        let mut layer = self.take_layer(index)?;
         let shape = [site.d_input, site.d_output];
         // A head for another task may give the model another prefix.
         let sites = layer.network.sites();
@@ -91,61 +90,54 @@ impl<B: Kernels> Residuals<B> {
             let bare = without_prefix(&site.path);
             sites.iter().position(|other| without_prefix(&other.path) == bare)
         });
-        let path = &place.map_or_else(|| site.path.clone(), |place| sites[place].path.clone());
+        let path = place.map_or_else(|| site.path.clone(), |place| sites[place].path.clone());
         let weight = place.and_then(|place| layer.network.weight(place));
         let weight = weight.filter(|weight| weight.dims() == shape && quantized.dims() == shape);
         let Some(weight) = weight else {
             return Err(CompressError::Input(format!(
-                "{}: has no matrix {shape:?} for '{path}'; leave that module out, or start without what quantization took",
-                folder.display()
+                "{}: has no matrix {shape:?} for '{path}'; leave that module out, or start from another --init",
+                self.folder.display()
             )));
         };
-        let lost = host_values(weight - quantized);
-        if lost.iter().all(|value| *value == 0.0) {
+        let weighting = layer.weightings.get(&path).cloned();
+        self.layer = Some(layer);
+        let residual = host_values(weight - quantized);
+        if residual.iter().all(|value| *value == 0.0) {
             return Ok(None);
         }
-        let lost = from_row_major(&lost, site.d_input, site.d_output).map_err(at(path))?;
-        let fit = fit(lost.transpose(), layer.weightings.get(path), rank).map_err(at(path))?;
+        let residual = from_row_major(&residual, site.d_input, site.d_output).map_err(at(&path))?;
+        let fit = fit(residual.transpose(), weighting.as_ref(), rank).map_err(at(&path))?;
         let factor = |m: MatRef<'_, f32>| {
             Tensor::from_data(TensorData::new(to_row_major(m), [m.nrows(), m.ncols()]), &self.device)
         };
         Ok(Some([factor(fit.right().transpose()), factor(fit.left().transpose())]))
     }
 
-    /// Reads a layer and, if texts are given, runs them through it.
-    fn load(&mut self, index: usize) -> Result<&mut Layer<B>> {
-        let layer = match self.layer.take() {
-            Some(layer) if layer.index == index => layer,
-            _ => {
-                let weightings = self
-                    .inputs
-                    .as_mut()
-                    .map(|inputs| inputs.weightings(index))
-                    .transpose()?
-                    .unwrap_or_default();
-                let part = Part::Layer(index);
-                let network = Network::load(&self.config, &self.checkpoint, part, &[], &self.device)?;
-                Layer { index, network, weightings }
-            }
-        };
-        Ok(self.layer.insert(layer))
+    /// Takes a layer out: the one in memory, or another one, read and, if texts are given, run on them.
+    fn take_layer(&mut self, index: usize) -> Result<Layer<B>> {
+        if let Some(layer) = self.layer.take().filter(|layer| layer.index == index) {
+            return Ok(layer);
+        }
+        let weightings = self.inputs.as_mut().map(|inputs| inputs.weightings(index)).transpose()?;
+        let network = Network::load(&self.config, &self.checkpoint, Part::Layer(index), &[], &self.device)?;
+        Ok(Layer { index, network, weightings: weightings.unwrap_or_default() })
     }
 }
 
 /// The best approximation of a matrix `[d_output, d_input]` of a rank, in the norm of its inputs where they are known.
 fn fit(
-    lost: MatRef<'_, f32>,
+    residual: MatRef<'_, f32>,
     weighting: Option<&Weighting>,
     rank: usize,
 ) -> std::result::Result<LowRank<f32>, lowrank_factor::FactorError> {
     let truncation = Truncation::Rank(rank);
     let Some(Weighting::Inputs(inputs)) = weighting else {
-        return Ok(svd::auto(lost, &truncation, 0)?
+        return Ok(svd::auto(residual, &truncation, 0)?
             .svd
             .low_rank(&truncation, SigmaPlacement::Split)?
             .factors);
     };
-    let fit = whitened::by_gram(lost, inputs.gram.as_ref())?.low_rank(&truncation)?.factors;
+    let fit = whitened::by_gram(residual, inputs.gram.as_ref())?.low_rank(&truncation)?.factors;
     let of_right = svd::exact(fit.right())?.low_rank(&truncation, SigmaPlacement::Split)?.factors;
     LowRank::new(fit.left() * of_right.left(), of_right.right().to_owned())
 }
@@ -166,15 +158,15 @@ mod tests {
     /// The factors have equal norms, and their error is least in their norm.
     #[test]
     fn factors_are_best_in_the_norm_of_the_inputs() {
-        let (lost, x) = (matrix(12, 8, 1), matrix(40, 8, 2));
+        let (residual, x) = (matrix(12, 8, 1), matrix(40, 8, 2));
         let x = Mat::from_fn(40, 8, |i, j| x[(i, j)] * if j < 2 { 20.0 } else { 1.0 });
         let gram = Mat::from_fn(8, 8, |i, j| {
             (0..40).map(|t| f64::from(x[(t, i)]) * f64::from(x[(t, j)])).sum::<f64>()
         });
         let inputs = Weighting::Inputs(Arc::new(InputStatistics { gram, magnitude: vec![1.0; 8], rows: 40 }));
         let [plain, weighted] =
-            [None, Some(&inputs)].map(|weighting| fit(lost.as_ref(), weighting, 3).unwrap());
-        let error = |fit: &LowRank<f32>| &lost - fit.reconstruct();
+            [None, Some(&inputs)].map(|weighting| fit(residual.as_ref(), weighting, 3).unwrap());
+        let error = |fit: &LowRank<f32>| &residual - fit.reconstruct();
         let weighted_norm = |fit: &LowRank<f32>| (error(fit) * x.transpose()).norm_l2();
         assert!(weighted_norm(&weighted) < 0.9 * weighted_norm(&plain));
         assert!(error(&plain).norm_l2() < 0.9 * error(&weighted).norm_l2());

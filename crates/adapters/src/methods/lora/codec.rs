@@ -86,7 +86,7 @@ fn one<B: Backend>(file: &mut Reader<'_, B>, module: &Found, tag: InitTag) -> Re
 }
 
 pub(super) fn write<B: Backend>(lora: &Lora<B>, slot: &Slot, file: &mut Writer<'_>) {
-    let (a, b) = lora.published_factors();
+    let (a, b) = lora.unquantized_factors();
     file.pair(slot, a, b, lora.scale);
     if let Some(magnitude) = &lora.magnitude {
         let (name, value) = (format!("{}.lora_magnitude_vector", slot.path), magnitude.value.val());

@@ -74,7 +74,7 @@ pub struct Lora<B: Backend> {
     pub b: Param<Tensor<B, 2>>,
     /// Multiplied by the scale and added to the bias (PEFT's `lora_bias`), shape `[d_output]`.
     pub bias: Option<Param<Tensor<B, 1>>>,
-    /// Initial factors, if their product is not zero; it is subtracted from the update of the published weight.
+    /// Initial factors, if their product is not zero; it is subtracted from the update of the unquantized weight.
     pub start: Option<Start<B>>,
     /// DoRA's magnitudes.
     pub magnitude: Option<Magnitude<B>>,
@@ -131,13 +131,13 @@ impl<B: Backend> Lora<B> {
     /// initial factors concatenated.
     pub fn factors(&self) -> (Tensor<B, 2>, Tensor<B, 2>) {
         match &self.start {
-            Some(start) if !start.is_lost => self.since(start),
+            Some(start) if !start.is_residual => self.since(start),
             _ => (self.a.val(), self.b.val()),
         }
     }
 
-    /// The same for the published weight, from which quantization took nothing.
-    pub fn published_factors(&self) -> (Tensor<B, 2>, Tensor<B, 2>) {
+    /// The same for the weight before quantization.
+    pub fn unquantized_factors(&self) -> (Tensor<B, 2>, Tensor<B, 2>) {
         match &self.start {
             Some(start) => self.since(start),
             None => (self.a.val(), self.b.val()),
@@ -173,8 +173,8 @@ impl<B: Backend> Lora<B> {
                 let weight = fresh.weight(0, &config.init.to_string())?;
                 Ok(Self::from_start(Start::of_weight(config.init, weight, rank, scale, seed)?, scale))
             }
-            Init::Loftq | Init::Qera => Ok(match fresh.lost(0)? {
-                Some(factors) => Self::from_start(Start::of_lost(factors, scale), scale),
+            init if init.needs_residual() => Ok(match fresh.residual(0)? {
+                Some(factors) => Self::from_start(Start::of_residual(factors, scale), scale),
                 None => Self::new(site, rank, scale, seed, device),
             }),
             _ => Ok(Self::new(site, rank, scale, seed, device)),
@@ -316,15 +316,15 @@ mod tests {
         assert!(is_zero(pair.a) && !is_zero(pair.b.clone()));
     }
 
-    /// A base whose weight lost `[[2, 0], [0, 0]]`.
-    struct Lossy;
+    /// A base whose quantization residual is `[[2, 0], [0, 0]]`.
+    struct Quantized;
 
-    impl BaseWeights<Flex> for Lossy {
+    impl BaseWeights<Flex> for Quantized {
         fn weight(&self, _site: usize) -> Option<Tensor<Flex, 2>> {
             None
         }
 
-        fn lost(&self, _site: usize, rank: usize) -> Result<Option<[Tensor<Flex, 2>; 2]>> {
+        fn residual(&self, _site: usize, rank: usize) -> Result<Option<[Tensor<Flex, 2>; 2]>> {
             assert_eq!(rank, 1);
             let device = Default::default();
             Ok(Some([
@@ -334,15 +334,15 @@ mod tests {
         }
     }
 
-    /// The quantized base gets it back, and the published one, which never lost it, nothing.
+    /// Over the quantized base the update is the residual; over the unquantized one, for which files are written, it is zero.
     #[test]
-    fn what_a_base_lost_is_added_in_memory_and_not_in_files() {
+    fn a_residual_is_added_in_memory_and_not_in_files() {
         let site = Site { path: "query".into(), layer: Some(0), d_input: 2, d_output: 2, ..Site::default() };
         let targets = Targets::new(Pattern::parse("query"));
         let config =
             AdapterConfig { rank: 1, init: Init::Loftq, ..AdapterConfig::new(Method::LORA, targets) };
         let device = Default::default();
-        let set = AdapterSet::init(&config, std::slice::from_ref(&site), &Lossy, &device).unwrap();
+        let set = AdapterSet::init(&config, std::slice::from_ref(&site), &Quantized, &device).unwrap();
         let delta = host_values(set.delta_weight(0).unwrap());
         assert!(delta.iter().zip([2.0, 0.0, 0.0, 0.0]).all(|(got, expect)| (got - expect).abs() < 1e-5));
         let folder =
@@ -355,12 +355,12 @@ mod tests {
     }
 
     #[test]
-    fn a_base_that_does_not_know_what_it_lost_is_refused() {
+    fn a_base_without_unquantized_weights_is_refused() {
         let site = Site { path: "query".into(), layer: Some(0), d_input: 2, d_output: 2, ..Site::default() };
         let targets = Targets::new(Pattern::parse("query"));
         let config = AdapterConfig { rank: 1, init: Init::Qera, ..AdapterConfig::new(Method::LORA, targets) };
         let error = AdapterSet::<Flex>::init(&config, &[site], &NoWeights, &Default::default()).unwrap_err();
-        assert!(error.to_string().contains("which this base does not know"), "{error}");
+        assert!(error.to_string().contains("need the weights before quantization"), "{error}");
     }
 
     #[test]

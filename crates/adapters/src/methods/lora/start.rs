@@ -1,10 +1,10 @@
-//! Pairs that start from the weight (PiSSA, OLoRA), or from what quantization took from it (LoftQ, QERA).
+//! Pairs that start from the weight (PiSSA, OLoRA), or from its quantization residual (LoftQ, QERA).
 //!
 //! The former subtract the initial factors from the base: `W − scale·A₀·B₀ + scale·A·B`. Here the base is
 //! unchanged and they are subtracted from the update, `ΔW = scale·(A·B − A₀·B₀)`, which gives the same sum.
 //!
-//! The latter train over a quantized base, `Q + scale·A·B` with `Q + scale·A₀·B₀ ≈ W`. The update of `W` is the same
-//! difference, which is what files hold.
+//! The latter train `Q + scale·A·B` over a quantized base, with `Q + scale·A₀·B₀ ≈ W` at the start. Files hold the update of
+//! `W`, which is the same difference.
 
 use burn::prelude::*;
 use lowrank_factor::qr::thin_qr;
@@ -22,8 +22,8 @@ pub struct Start<B: Backend> {
     pub a: Tensor<B, 2>,
     /// Shape `[rank, d_output]`.
     pub b: Tensor<B, 2>,
-    /// Whether the base in memory lacks the product, which quantization took from it.
-    pub is_lost: bool,
+    /// Whether the product approximates the quantization residual, which the base in memory lacks.
+    pub is_residual: bool,
 }
 
 impl<B: Backend> Start<B> {
@@ -55,10 +55,10 @@ impl<B: Backend> Start<B> {
         }
     }
 
-    /// The initial pair over a quantized base, from factors of what the base lost.
-    pub(crate) fn of_lost([a, b]: [Tensor<B, 2>; 2], scale: f64) -> Self {
+    /// The initial pair over a quantized base, from factors of its residual.
+    pub(crate) fn of_residual([a, b]: [Tensor<B, 2>; 2], scale: f64) -> Self {
         let root = scale.sqrt();
-        Self { a: a / root, b: b / root, is_lost: true }
+        Self { a: a / root, b: b / root, is_residual: true }
     }
 
     /// The pair that PEFT subtracts from the base when it loads a folder whose config says
@@ -100,11 +100,11 @@ fn pissa<B: Backend>(
         // PEFT divides the singular values by the scale; with a scale of zero there is nothing to subtract.
         let [m, n] = [fit.left().nrows(), fit.right().ncols()];
         let (a, b) = (Tensor::zeros([m, rank], device), Tensor::zeros([rank, n], device));
-        return Ok(Start { a, b, is_lost: false });
+        return Ok(Start { a, b, is_residual: false });
     }
     let root = scale.sqrt();
     let [a, b] = [fit.left(), fit.right()].map(|m| from_mat::<B>(m, device) / root);
-    Ok(Start { a, b, is_lost: false })
+    Ok(Start { a, b, is_residual: false })
 }
 
 /// The leading part of a QR decomposition.
@@ -119,13 +119,13 @@ fn olora<B: Backend>(
         return Ok(Start {
             a: from_mat(q.subcols(0, rank), device),
             b: from_mat(r.subrows(0, rank), device),
-            is_lost: false,
+            is_residual: false,
         });
     }
     let (q, r) = thin_qr(weight.transpose())?;
     Ok(Start {
         a: from_mat(r.subrows(0, rank).transpose(), device),
         b: from_mat(q.subcols(0, rank).transpose(), device),
-        is_lost: false,
+        is_residual: false,
     })
 }

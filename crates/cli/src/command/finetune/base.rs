@@ -116,7 +116,7 @@ struct Memory {
     trained: usize,
     activations: usize,
     head: usize,
-    /// Before the training: what the start of the adapters is computed from.
+    /// Before training: what the initial factors are computed from.
     start: usize,
 }
 
@@ -185,15 +185,16 @@ fn layer_bytes(sites: &[Site]) -> usize {
     by_layer(sites, |site| 4 * site.d_input * site.d_output)
 }
 
-/// Bytes of the second moments of the inputs of a layer in f64, and of a copy. A key or a value shares those of its query, an
-/// `up` those of its gate.
+/// Bytes of the second moments of the inputs of a layer in f64, and of a copy. Maps of one width have at most three different
+/// inputs: that of the attention, that of its output, and that of the MLP; those of an expert have one.
 fn gram_bytes(sites: &[Site]) -> usize {
-    let mut seen = BTreeSet::new();
+    let mut seen: BTreeMap<_, usize> = BTreeMap::new();
     by_layer(sites, |site| {
         let expert = expert_of(&site.path).map(str::to_owned);
-        let is_output = site.path.ends_with("o_proj");
-        let is_new = seen.insert((site.layer, expert, site.d_input, is_output));
-        if is_new { 16 * site.d_input * site.d_input } else { 0 }
+        let most = if expert.is_some() { 1 } else { 3 };
+        let before = seen.entry((site.layer, expert, site.d_input)).or_default();
+        *before += 1;
+        if *before <= most { 16 * site.d_input * site.d_input } else { 0 }
     })
 }
 
@@ -297,7 +298,7 @@ pub(super) fn report(
     );
     if memory.start > 0 {
         println!(
-            "before the training, the start of the adapters needs {} MB in place of the middle three",
+            "before training, computing the initial factors takes about {} MB beside the base and the program",
             mb(memory.start)
         );
     }

@@ -13,8 +13,8 @@ use lowrank_train::Tuned;
 
 use super::Args;
 use super::base::check_frozen;
-use super::lost::Published;
 use super::model::{adapt, adapted_paths, save_adapter, save_model, sources};
+use super::residual::Unquantized;
 use super::start::StartAdapter;
 use crate::backend::{Device, Inner, Train};
 use crate::method::{Method, generator_trains, query_and_value};
@@ -58,9 +58,9 @@ pub(super) fn build<M: LanguageModel<Train> + Module<Train>>(
     let start = adapter.map(|dir| StartAdapter::load(&mut model, &dir, None, device)).transpose()?;
     let default_targets = query_and_value(&model.decoder().architecture.names.qkv);
     let heads = model.decoder().n_heads;
-    let published = Published { folder: &weights, rows: Some(rows) };
+    let unquantized = Unquantized { folder: &weights, rows: Some(rows) };
     let (mut model, adapters) =
-        adapt(args, model, start.as_ref(), &default_targets, heads, &published, device)?;
+        adapt(args, model, start.as_ref(), &default_targets, heads, &unquantized, device)?;
     args.base.note_floats(&model);
     let adapted = adapted_paths(&adapters);
     let (bias, tied) = (args.adapter.bias, model.tied());

@@ -17,9 +17,9 @@ use serde_json::Value;
 
 use super::job::{self, Identity, Process};
 use super::language::task_name;
-use super::lost::Published;
 use super::model::{adapt, adapted_paths, save_adapter, save_model, sources};
 use super::record::{hash_starts, settings};
+use super::residual::Unquantized;
 use super::rows::{are_labelled, extension, hash_rows};
 use super::start::StartAdapter;
 use super::{Args, check_output};
@@ -131,8 +131,8 @@ fn build(
         (MaskedLm::<Train>::load(&weights, config, device)?, hash)
     };
     let start = adapter.map(|dir| StartAdapter::load(&mut model, &dir, None, device)).transpose()?;
-    let published = Published { folder: &weights, rows: None };
-    let (mut model, adapters) = adapt(args, model, start.as_ref(), targets, heads, &published, device)?;
+    let unquantized = Unquantized { folder: &weights, rows: None };
+    let (mut model, adapters) = adapt(args, model, start.as_ref(), targets, heads, &unquantized, device)?;
     let (adapted, bias) = (adapted_paths(&adapters), args.adapter.bias);
     model.choose_trained(|at, _| match args.method {
         Method::Full => true,

@@ -16,7 +16,7 @@ use lowrank_train::FineTuner;
 
 use super::Args;
 use super::base::check_frozen;
-use super::lost::Published;
+use super::residual::Unquantized;
 use super::start::StartAdapter;
 use crate::backend::{Device, Inner, Train};
 use crate::context::{adapter_folder, model_folder, write_labels};
@@ -92,8 +92,8 @@ pub(super) fn build(
         );
     }
     let heads = model.config().n_heads();
-    let published = Published { folder: &weights, rows: Some(rows) };
-    let (model, adapters) = adapt(args, model, start.as_ref(), &targets, heads, &published, device)?;
+    let unquantized = Unquantized { folder: &weights, rows: Some(rows) };
+    let (model, adapters) = adapt(args, model, start.as_ref(), &targets, heads, &unquantized, device)?;
     args.base.note_floats(&model);
     let trainable = match args.method {
         Method::Full => Trainable::All,
@@ -124,7 +124,7 @@ pub(super) fn adapt<M: Adaptable<Train>>(
     start: Option<&StartAdapter>,
     default_targets: &str,
     heads: usize,
-    published: &Published<'_>,
+    unquantized: &Unquantized<'_>,
     device: &Device,
 ) -> Result<(M, AdapterSet<Train>)> {
     let loaded = start.filter(|start| !start.set.is_empty());
@@ -133,7 +133,7 @@ pub(super) fn adapt<M: Adaptable<Train>>(
         return Ok((model, AdapterSet::empty()));
     };
     let config = args.adapter.config(method, heads, args.seed, default_targets)?;
-    let fresh = |model: &M| published.adapters(args, &config, model, device);
+    let fresh = |model: &M| unquantized.adapters(args, &config, model, device);
     let Some(start) = loaded else {
         if let Some([_, head]) = model.tied()
             && names_head(&config.targets, &head)

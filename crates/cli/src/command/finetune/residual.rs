@@ -1,4 +1,4 @@
-//! `--init loftq` and `qera`: adapters that start from what `--base-bits` took from the weights.
+//! `--init loftq` and `qera`: adapters that start from the quantization residual of `--base-bits`.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
@@ -13,15 +13,15 @@ use lowrank_models::Adaptable;
 use super::Args;
 use crate::backend::{Device, Inner, Train};
 
-/// The checkpoint of a base that may be quantized, and the training rows.
-pub(super) struct Published<'a> {
-    /// Its folder.
+/// The weights of a base before quantization, and the training rows.
+pub(super) struct Unquantized<'a> {
+    /// Folder of the checkpoint.
     pub(super) folder: &'a Path,
     /// The first training rows, whose inputs weigh QERA's start; `None` where the base is never quantized.
     pub(super) rows: Option<&'a dyn Fn() -> Result<Vec<Tokens>>>,
 }
 
-impl Published<'_> {
+impl Unquantized<'_> {
     /// New adapters over a model.
     pub(super) fn adapters<M: Adaptable<Train>>(
         &self,
@@ -32,7 +32,7 @@ impl Published<'_> {
     ) -> Result<AdapterSet<Train>> {
         let init = |base: &dyn BaseWeights<Train>| AdapterSet::init(config, model.sites(), base, device);
         let (weights, name) = (model.base_weights(), config.init);
-        if !matches!(name, Init::Loftq | Init::Qera) {
+        if !name.needs_residual() {
             return Ok(init(&weights)?);
         }
         let Some(rows) = self.rows else {
@@ -42,7 +42,7 @@ impl Published<'_> {
         };
         ensure!(
             args.base.is_quantized(),
-            "--init {name} starts from what quantization takes from the weights; give --base-bits 4 or 8, or another --init"
+            "--init {name} starts from the quantization residual of the base; give --base-bits 4 or 8, or another --init"
         );
         if args.base.is_dry() {
             // Of the same sizes.
@@ -52,12 +52,13 @@ impl Published<'_> {
         let rows = (name == Init::Qera).then(rows).transpose()?;
         let residuals = RefCell::new(Residuals::new(self.folder, rows, device)?);
         let blocks = model.blocks_where(|_| true).into_iter().map(|block| block.module).collect();
-        let base = Quantized { weights, sites: model.sites(), blocks, residuals, has_lost: Cell::new(false) };
+        let base =
+            Quantized { weights, sites: model.sites(), blocks, residuals, has_residual: Cell::new(false) };
         let adapters = init(&base)?;
         ensure!(
-            base.has_lost.get(),
-            "--init {name}: --base-bits took nothing from the modules to adapt: they are quantized in {} already, have rows that fill \
-             no blocks, or are outside the layers; give the model in floats, other --targets, or another --init",
+            base.has_residual.get(),
+            "--init {name}: --base-bits does not quantize any module to adapt: they are quantized in {} already, have rows that do \
+             not fill blocks, or are outside the layers; give the model in floats, other --targets, or another --init",
             self.folder.display()
         );
         Ok(adapters)
@@ -71,8 +72,8 @@ struct Quantized<'a, W> {
     /// Paths of the modules in blocks.
     blocks: BTreeSet<String>,
     residuals: RefCell<Residuals<Inner>>,
-    /// Whether any weight lost something.
-    has_lost: Cell<bool>,
+    /// Whether any residual was found.
+    has_residual: Cell<bool>,
 }
 
 impl<W: BaseWeights<Train>> BaseWeights<Train> for Quantized<'_, W> {
@@ -80,7 +81,7 @@ impl<W: BaseWeights<Train>> BaseWeights<Train> for Quantized<'_, W> {
         self.weights.weight(site)
     }
 
-    fn lost(&self, site: usize, rank: usize) -> lowrank_adapters::Result<Option<[Tensor<Train, 2>; 2]>> {
+    fn residual(&self, site: usize, rank: usize) -> lowrank_adapters::Result<Option<[Tensor<Train, 2>; 2]>> {
         let of = &self.sites[site];
         if !self.blocks.contains(&of.path) {
             return Ok(None);
@@ -93,7 +94,7 @@ impl<W: BaseWeights<Train>> BaseWeights<Train> for Quantized<'_, W> {
         };
         let factors = self.residuals.borrow_mut().factors(of, quantized.inner(), rank);
         let factors = factors.map_err(|error| AdapterError::Incompatible(error.to_string()))?;
-        self.has_lost.set(self.has_lost.get() || factors.is_some());
+        self.has_residual.set(self.has_residual.get() || factors.is_some());
         Ok(factors.map(|pair| pair.map(Tensor::from_inner)))
     }
 
