@@ -7,6 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use lowrank_spec::BlockFormat;
 use xxhash_rust::xxh3::Xxh3Default;
 
 use crate::{
@@ -15,6 +16,7 @@ use crate::{
     error::{excerpt, nearest},
     experts::{self, FusedLayer},
     map::Bytes,
+    packed::Packed,
     resolve::{self, Prefer},
     source::{Entry, Layout, Table},
 };
@@ -130,6 +132,15 @@ impl Checkpoint {
     #[must_use]
     pub fn info(&self, name: &str) -> Option<&TensorInfo> {
         self.find(name).map(|entry| &entry.info)
+    }
+
+    /// Whether a tensor is stored in MXFP4.
+    pub(crate) fn is_mxfp4(&self, name: &str) -> bool {
+        let entry = self.find(name);
+        entry.is_some_and(|entry| match &entry.layout {
+            Layout::Packed(packed) => matches!(**packed, Packed::Mxfp4 { .. }),
+            _ => entry.info.dtype == Dtype::Block(BlockFormat::Mxfp4),
+        })
     }
 
     /// Whether the checkpoint has a tensor of this name.

@@ -151,7 +151,7 @@ pub(crate) fn transpose_f32(
         // A tile of the transposition would split blocks: some rows are read completely, then written to
         // their columns.
         let row_bytes = columns / dtype.unit_len() * dtype.size();
-        let mut lines = Vec::with_capacity(LINES * columns);
+        let mut lines = Vec::with_capacity(LINES.min(rows) * columns);
         for (band, bytes) in bytes.chunks((LINES * row_bytes).max(1)).enumerate() {
             lines.clear();
             extend_f32(dtype, bytes, &mut lines);

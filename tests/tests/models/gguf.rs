@@ -6,10 +6,11 @@ use crate::common::{check_logits, golden};
 use burn_flex::Flex;
 use lowrank_adapters::AdapterSet;
 use lowrank_checkpoint::gguf::{FileType, ModelParts, TokenizerParts, write_model};
-use lowrank_checkpoint::{Checkpoint, FloatType, HostTensor, write_safetensors};
+use lowrank_checkpoint::{Checkpoint, Dtype, FloatType, HostTensor, write_safetensors};
 use lowrank_data::tokenize::TextTokenizer;
 use lowrank_models::params::WeightType;
 use lowrank_models::{Decoder, DecoderConfig, ModelFolder};
+use lowrank_spec::BlockFormat;
 use lowrank_tests::fixture;
 use rstest::rstest;
 use serde_json::{Map, Value, json};
@@ -23,7 +24,7 @@ fn cases() -> Vec<(String, bool)> {
     names.sort();
     // They have a separate test.
     names.retain(|name| !["gemma2", "gemma3"].contains(&name.as_str()));
-    assert_eq!(names.len(), 25, "{names:?}");
+    assert_eq!(names.len(), 26, "{names:?}");
     names
         .into_iter()
         .map(|name| (name.clone(), !["mistral", "starcoder2"].contains(&name.as_str())))
@@ -70,7 +71,11 @@ fn files_of_ours_hold_the_tensors_of_llama_cpp() {
         assert!(ours.names().eq(theirs.names()), "{name}");
         for tensor in ours.names() {
             assert_eq!(ours.info(tensor), theirs.info(tensor), "{name}: {tensor}");
-            assert_eq!(ours.bytes(tensor).unwrap(), theirs.bytes(tensor).unwrap(), "{name}: {tensor}");
+            // Equal values in MXFP4 may have other scales.
+            assert_eq!(ours.read_f32(tensor).unwrap(), theirs.read_f32(tensor).unwrap(), "{name}: {tensor}");
+            if theirs.info(tensor).unwrap().dtype != Dtype::Block(BlockFormat::Mxfp4) {
+                assert_eq!(ours.bytes(tensor).unwrap(), theirs.bytes(tensor).unwrap(), "{name}: {tensor}");
+            }
         }
         if !is_whole {
             continue;
@@ -185,6 +190,40 @@ fn the_original_length_goes_there_and_back() {
     let expected = DecoderConfig::parse(config).unwrap();
     assert_eq!(expected.ropes[0].rotary_dim, expected.head_dim);
     assert_eq!(rotated(&back), rotated(&expected));
+}
+
+/// Windows in layers of the list's choice, and positions without scaling.
+#[test]
+fn a_gpt_oss_goes_there_and_back() {
+    for changes in [
+        json!({"layer_types": ["full_attention", "sliding_attention"]}),
+        json!({"layer_types": ["sliding_attention", "sliding_attention"], "sliding_window": 5}),
+        json!({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}, "layer_types": null}),
+    ] {
+        let mut config = config(&fixture("quantised-mxfp4"));
+        config.extend(changes.as_object().unwrap().clone());
+        let back = there_and_back("quantised-mxfp4", &config);
+        let own = DecoderConfig::parse(config).unwrap();
+        assert_eq!((back.ropes, back.layers), (own.ropes, own.layers), "{changes}");
+    }
+}
+
+/// Experts in MXFP4 are exact in a file of floats and in one of their own type.
+#[test]
+fn experts_are_written_in_mxfp4() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("model.gguf");
+    let weights = Checkpoint::open(fixture("quantised-mxfp4")).unwrap();
+    for kind in ["F16", "BF16", "MXFP4_MOE"] {
+        write("quantised-mxfp4", &out, kind.parse().unwrap());
+        let written = Checkpoint::open(&out).unwrap();
+        assert_eq!(written.metadata()["general.file_type"], "38", "{kind}");
+        let experts = written.names().filter(|name| name.contains(".experts.") && name.ends_with("weight"));
+        for name in experts {
+            assert_eq!(written.info(name).unwrap().dtype.name(), "MXFP4", "{kind}: {name}");
+            assert_eq!(written.read_f32(name).unwrap(), weights.read_f32(name).unwrap(), "{kind}: {name}");
+        }
+    }
 }
 
 #[test]
@@ -317,6 +356,21 @@ fn what_llama_cpp_cannot_run_is_refused_by_name() {
             "rope_scaling",
             json!({"rope_type": "yarn", "factor": 2.0, "truncate": false}),
             "truncate = false is not supported",
+        ),
+        ("gpt-oss", "swiglu_limit", json!(0.9), "swiglu_limit = 0.9: llama.cpp's gpt-oss computes with 7"),
+        ("gpt-oss-plain", "swiglu_alpha", json!(1.2), "swiglu_alpha = 1.2: llama.cpp's gpt-oss"),
+        (
+            "quantised-mxfp4",
+            "rope_parameters",
+            json!({"rope_type": "yarn", "factor": 2.0}),
+            "truncate = true is not supported by llama.cpp's gpt-oss",
+        ),
+        ("quantised-mxfp4", "sliding_window", json!(null), "sliding_window = null"),
+        (
+            "quantised-mxfp4",
+            "layer_types",
+            json!(["full_attention"]),
+            "layer_types has 1 entries for 2 layers",
         ),
         (
             "llama",

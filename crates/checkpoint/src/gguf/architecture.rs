@@ -18,6 +18,7 @@ pub(crate) enum Family {
     Qwen2Moe,
     Qwen3Moe,
     Olmoe,
+    GptOss,
     Granite,
     SmolLm3,
     Gemma,
@@ -34,6 +35,9 @@ pub(crate) enum Family {
     GptNeoX,
     Gpt2,
 }
+
+/// The stem of a tensor that is a parameter of its module in Hugging Face's files, with no `.weight` after its name.
+const SINKS: &str = "attn_sinks";
 
 /// An architecture under both names.
 #[derive(Debug)]
@@ -83,6 +87,7 @@ impl Architecture {
             Family::Qwen2Moe => "qwen2moe",
             Family::Qwen3Moe => "qwen3moe",
             Family::Olmoe => "olmoe",
+            Family::GptOss => "gpt-oss",
             Family::Granite => "granite",
             Family::SmolLm3 => "smollm3",
             Family::Gemma => "gemma",
@@ -195,7 +200,11 @@ impl Architecture {
         let (stem, end) = name.rsplit_once('.').filter(|(_, end)| matches!(*end, "weight" | "bias"))?;
         if let Some((layer, inner)) = layer_of(stem) {
             let (_, hub) = self.layer.iter().find(|(own, _)| *own == inner)?;
-            return Some((format!("{}.{layer}.{hub}.{end}", self.layers), inner));
+            let path = format!("{}.{layer}.{hub}", self.layers);
+            return match inner {
+                SINKS => Some((path, inner)).filter(|_| end == "weight"),
+                _ => Some((format!("{path}.{end}"), inner)),
+            };
         }
         let (_, hub) = self.outer.iter().find(|(own, _)| *own == stem)?;
         Some((format!("{hub}.{end}"), stem))
@@ -203,15 +212,24 @@ impl Architecture {
 
     /// llama.cpp's name of a tensor of Hugging Face, with its stem.
     pub(crate) fn to_llama(&self, name: &str) -> Option<(String, &'static str)> {
+        if let Some((layer, inner)) = self.in_layer(name)
+            && self.layer.iter().any(|(own, hub)| *own == SINKS && *hub == inner)
+        {
+            return Some((format!("blk.{layer}.{SINKS}.weight"), SINKS));
+        }
         let (path, end) = name.rsplit_once('.').filter(|(_, end)| matches!(*end, "weight" | "bias"))?;
-        let inner = path.strip_prefix(self.layers).and_then(|rest| rest.strip_prefix('.'));
-        if let Some((layer, inner)) = inner.and_then(|rest| rest.split_once('.')) {
-            let layer = number(layer)?;
-            let (own, _) = self.layer.iter().find(|(_, hub)| is_named(hub, inner))?;
+        if let Some((layer, inner)) = self.in_layer(path) {
+            let (own, _) = self.layer.iter().find(|(own, hub)| *own != SINKS && is_named(hub, inner))?;
             return Some((format!("blk.{layer}.{own}.{end}"), own));
         }
         let (own, _) = self.outer.iter().find(|(_, hub)| *hub == path)?;
         Some((format!("{own}.{end}"), own))
+    }
+
+    /// The layer of one of Hugging Face's names, and the rest of the name.
+    fn in_layer<'n>(&self, name: &'n str) -> Option<(usize, &'n str)> {
+        let (layer, rest) = name.strip_prefix(self.layers)?.strip_prefix('.')?.split_once('.')?;
+        Some((number(layer)?, rest))
     }
 }
 
@@ -242,7 +260,10 @@ mod tests {
     fn names_go_both_ways() {
         for architecture in ARCHITECTURES {
             let outer = architecture.outer.iter().map(|(own, _)| format!("{own}.weight"));
-            let layer = architecture.layer.iter().map(|(own, _)| format!("blk.11.{own}.bias"));
+            let layer = architecture.layer.iter().map(|(own, _)| match *own {
+                SINKS => format!("blk.11.{own}.weight"),
+                own => format!("blk.11.{own}.bias"),
+            });
             for name in outer.chain(layer) {
                 let (hub, stem) = architecture.to_hub(&name).unwrap();
                 // The file has all experts in one tensor.
@@ -255,6 +276,10 @@ mod tests {
         assert_eq!(own, Some(("blk.3.ffn_up_exps.weight".into(), "ffn_up_exps")));
         assert_eq!(EXPERTS.to_llama("model.layers.3.mlp.experts.*.up_proj.weight"), None);
         assert_eq!(EXPERTS.to_llama("model.layers.3.mlp.experts.07.up_proj.weight"), None);
+        let oss = Architecture::of_model_type("gpt_oss").unwrap();
+        assert_eq!(oss.to_hub("blk.3.attn_sinks.bias"), None);
+        assert_eq!(oss.to_llama("model.layers.3.self_attn.sinks.weight"), None);
+        assert_eq!(LLAMA.to_llama("model.layers.3.self_attn.sinks"), None);
         assert_eq!(LLAMA.to_hub("blk.3.ffn_gate_inp.weight"), None);
         assert_eq!(LLAMA.to_hub("rope_freqs.weight"), None);
         assert_eq!(LLAMA.to_hub("blk.03.ffn_up.weight"), None);

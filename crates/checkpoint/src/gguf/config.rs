@@ -139,7 +139,11 @@ impl<'a, 'f> Keys<'a, 'f> {
                 .map(|key| self.required_count(key));
         let (width, layers, heads, length) = (width?, layers?, heads?, length?);
         // The tensor's shape is reliable; llama.cpp's conversion of GPT-2 and Phi assumes a value for the key.
-        let down = self.parsed.tensors.get("blk.0.ffn_down.weight").and_then(|t| t.shape.last().copied());
+        let down = match self.architecture.name() {
+            "gpt-oss" => "blk.0.ffn_down_exps.weight",
+            _ => "blk.0.ffn_down.weight",
+        };
+        let down = self.parsed.tensors.get(down).and_then(|t| t.shape.last().copied());
         let inner = match down {
             Some(inner) => inner as u64,
             None => self.required_count("feed_forward_length")?,
@@ -191,7 +195,7 @@ impl<'a, 'f> Keys<'a, 'f> {
             return Err(Fault::file(format!("{key} = {scale} is not supported; expected 1")));
         }
         let name = self.architecture.name();
-        let count_key = if name == "llama" { "num_local_experts" } else { "num_experts" };
+        let count_key = if matches!(name, "llama" | "gpt-oss") { "num_local_experts" } else { "num_experts" };
         config.insert(count_key.into(), self.required_count("expert_count")?.into());
         config.insert("num_experts_per_tok".into(), self.required_count("expert_used_count")?.into());
         let width = |stem: &str| {
@@ -257,6 +261,13 @@ impl<'a, 'f> Keys<'a, 'f> {
                 set("use_qkv_bias", has_query_bias.into());
                 set("qk_layernorm", first("attn_q_norm", "weight").into());
                 set("use_parallel_residual", (!first("ffn_norm", "weight")).into());
+            }
+            "gpt-oss" => {
+                set("attention_bias", has_query_bias.into());
+                set("sliding_window", window.map_or(Json::Null, Json::from));
+                if let Some(types) = self.layer_types()? {
+                    set("layer_types", types);
+                }
             }
             "starcoder2" => set("use_bias", first("ffn_up", "bias").into()),
             "phi3" => set("sliding_window", window.map_or(Json::Null, Json::from)),
@@ -380,8 +391,14 @@ impl<'a, 'f> Keys<'a, 'f> {
                 ends.push(id);
             }
         }
+        // A message of gpt-oss ends with `<|end|>`, and its turn goes on: llama.cpp recognizes the vocabulary by these three.
+        let [message, turn, call] = ["<|end|>", "<|return|>", "<|call|>"].map(|text| {
+            let mut ids = tokens.iter().flat_map(|tokens| tokens.values()).enumerate();
+            ids.find_map(|(id, token)| (token.as_text() == Some(text)).then_some(id))
+        });
         let mut seen = std::collections::BTreeSet::new();
-        ends.retain(|id| seen.insert(*id));
+        let ends_message = |id: usize| message == Some(id) && turn.is_some() && call.is_some();
+        ends.retain(|id| !ends_message(*id) && seen.insert(*id));
         if !ends.is_empty() {
             config.insert("eos_token_id".into(), if ends.len() == 1 { json!(ends[0]) } else { json!(ends) });
         }

@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use lowrank_spec::BlockFormat;
-use lowrank_spec::BlockFormat::{Iq4Nl, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
+use lowrank_spec::BlockFormat::{Iq4Nl, Mxfp4, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
 
 use super::architecture::layer_of;
 use crate::dtype::{Dtype, FloatType};
@@ -44,7 +44,7 @@ const fn float(name: &'static str, number: u32, float: FloatType) -> Kind {
     Kind { name, number, base: Base::Float(float), size: Size::Plain }
 }
 
-const KINDS: [Kind; 19] = [
+const KINDS: [Kind; 20] = [
     float("F32", 0, FloatType::F32),
     float("F16", 1, FloatType::F16),
     float("BF16", 32, FloatType::BF16),
@@ -64,6 +64,7 @@ const KINDS: [Kind; 19] = [
     kind("Q5_K_S", 16, Q5K, Size::Small),
     kind("Q5_K_M", 17, Q5K, Size::Medium),
     kind("Q6_K", 18, Q6K, Size::Plain),
+    kind("MXFP4_MOE", 38, Mxfp4, Size::Plain),
 ];
 
 /// Other names of a type.
@@ -111,10 +112,18 @@ pub(crate) struct Shape {
 }
 
 impl FileType {
+    /// Experts in MXFP4.
+    pub(crate) const MXFP4: Self = Self(&KINDS[19]);
+
     /// llama.cpp's name.
     #[must_use]
     pub const fn name(&self) -> &'static str {
         self.0.name
+    }
+
+    /// Whether matrices are floats.
+    pub(crate) const fn is_float(self) -> bool {
+        matches!(self.0.base, Base::Float(_))
     }
 
     /// The number in a file (`general.file_type`).
@@ -144,6 +153,9 @@ impl FileType {
     /// The block format of a matrix, before its width is looked at.
     fn format(self, base: BlockFormat, name: &str, width: usize, model: Shape) -> BlockFormat {
         let Kind { size, .. } = *self.0;
+        if base == Mxfp4 {
+            return if name.ends_with("_exps.weight") { Mxfp4 } else { Q8_0 };
+        }
         if name == "output.weight" || (model.tied && name == "token_embd.weight") {
             return match base {
                 _ if !width.is_multiple_of(base.block_len()) => Q8_0,
@@ -226,13 +238,14 @@ mod tests {
         assert_eq!("q4_k".parse::<FileType>().unwrap().name(), "Q4_K_M");
         assert!("Q9".parse::<FileType>().unwrap_err().contains("Q4_K_M"));
         assert_eq!(FileType::from(FloatType::BF16).name(), "BF16");
+        assert_eq!(FileType::MXFP4.name(), "MXFP4_MOE");
     }
 
     /// The types that `llama-quantize` chose for a Mixtral of 16 layers, 8 heads, and 2 heads of keys with 8 experts or 4 with 12:
     /// of queries, keys, values, output, gates and down projections. Digits are the bits of `Qn_K` in each layer.
     #[test]
     fn mixes_of_experts_are_those_of_llama_quantize() {
-        let golden: [(usize, &str, [&str; 6]); 22] = [
+        let golden: [(usize, &str, [&str; 6]); 23] = [
             (8, "Q2_K", ["Q2_K", "Q8_0", "Q8_0", "Q5_K", "Q2_K", "Q3_K"]),
             (8, "Q3_K_S", ["Q3_K", "Q8_0", "Q8_0", "Q5_K", "Q3_K", "Q3_K"]),
             (8, "Q3_K_M", ["Q3_K", "Q8_0", "Q8_0", "Q5_K", "Q3_K", "5444444444444444"]),
@@ -255,6 +268,7 @@ mod tests {
             (12, "IQ4_NL", ["IQ4_NL", "IQ4_NL", "IQ4_NL", "IQ4_NL", "IQ4_NL", "55--------------"]),
             (12, "Q4_0", ["Q4_0"; 6]),
             (12, "Q6_K", ["Q6_K"; 6]),
+            (12, "MXFP4_MOE", ["Q8_0", "Q8_0", "Q8_0", "Q8_0", "MXFP4", "MXFP4"]),
         ];
         let stems = ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate_exps", "ffn_down_exps"];
         for (experts, kind, types) in golden {
@@ -277,7 +291,7 @@ mod tests {
                     assert_eq!(of(&name, dims), expected, "{kind} of {experts} experts: {name}");
                 }
             }
-            assert_eq!(of("output.weight", &[64, 256]), "Q6_K");
+            assert_eq!(of("output.weight", &[64, 256]), if kind == "MXFP4_MOE" { "Q8_0" } else { "Q6_K" });
             assert_eq!(of("blk.3.ffn_gate_inp.weight", &[experts, 256]), "F32");
         }
     }

@@ -92,7 +92,10 @@ pub fn write_model(path: &Path, model: &ModelParts<'_>) -> Result<Written, Check
     let rows = rows.ok_or_else(|| fault("has no table of token embeddings".into()))?;
     let mut metadata = general(architecture, &model_name(model));
     metadata.extend(described.metadata);
-    metadata.push(("general.file_type".into(), Meta::U32(model.kind.number())));
+    let stays = |name: &String| model.kind.is_float() && model.weights.is_mxfp4(name);
+    let has_mxfp4 = names.iter().any(|(name, ..)| stays(name));
+    let number = if has_mxfp4 { FileType::MXFP4 } else { model.kind }.number();
+    metadata.push(("general.file_type".into(), Meta::U32(number)));
     metadata.push(("general.quantization_version".into(), Meta::U32(2)));
     if let Some(tokenizer) = &model.tokenizer {
         let tokenizer = write_tokenizer::describe(tokenizer, rows);
@@ -111,6 +114,8 @@ pub fn write_model(path: &Path, model: &ModelParts<'_>) -> Result<Written, Check
         let name = names[0].clone();
         let Some(info) = model.weights.info(&name) else { continue };
         let mut shape = info.shape.clone();
+        // Experts in MXFP4 stay so in a file of floats, as in llama.cpp's conversion.
+        let stays = names.iter().all(stays);
         let mut step = step(architecture, &name, stem, &shape, [heads, key_heads])
             .map_err(|reason| CheckpointError::tensor(model.weights.path(), &name, reason))?;
         if step.transposed {
@@ -136,7 +141,10 @@ pub fn write_model(path: &Path, model: &ModelParts<'_>) -> Result<Written, Check
             shape.insert(0, names.len());
             step.from = From::Experts(names);
         }
-        let (wanted, dtype) = model.kind.of(&own, &shape, described.shape);
+        let (wanted, dtype) = match stays {
+            true => [Dtype::Block(BlockFormat::Mxfp4); 2].into(),
+            false => model.kind.of(&own, &shape, described.shape),
+        };
         if wanted != dtype {
             match fallbacks.iter_mut().find(|(a, b, _)| (*a, *b) == (wanted, dtype)) {
                 Some((_, _, count)) => *count += 1,

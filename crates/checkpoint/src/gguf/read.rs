@@ -178,7 +178,7 @@ pub(crate) fn number_of(dtype: Dtype) -> Option<u32> {
 }
 
 /// Types that are known by name alone.
-const OTHER_TYPES: [(u32, &str); 18] = [
+const OTHER_TYPES: [(u32, &str); 17] = [
     (4, "Q4_2"),
     (5, "Q4_3"),
     (9, "Q8_1"),
@@ -194,7 +194,6 @@ const OTHER_TYPES: [(u32, &str); 18] = [
     (31, "Q4_0_4_4"),
     (34, "TQ1_0"),
     (35, "TQ2_0"),
-    (39, "MXFP4"),
     (40, "NVFP4"),
     (41, "Q1_0"),
 ];

@@ -42,6 +42,12 @@ impl Rules {
                 rules(&[], QKV, Head::Optional, false)
             }
             Family::Qwen2Moe | Family::Olmoe => rules(&[], QKV, Head::Required, true),
+            Family::GptOss => rules(
+                &["attn_output", "ffn_gate_inp", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"],
+                QKV,
+                Head::Required,
+                false,
+            ),
             Family::SmolLm3 => rules(&[], &[], Head::Optional, false),
             Family::Gemma => rules(&[], &[], Head::Tied, false),
             Family::Gemma2 => rules(&[], QKV, Head::Tied, false),

@@ -54,7 +54,8 @@ pub(crate) fn table(file: &[u8], parsed: &Parsed<'_>) -> Result<(Table, Bytes), 
         }
         if let Some((hub, stem)) = known.to_hub(name) {
             if let Some((before, after)) = hub.split_once('*') {
-                let parts = experts(tensor).map_err(|reason| Fault::tensor(name, reason))?;
+                let parts =
+                    experts(tensor, name.ends_with(".bias")).map_err(|reason| Fault::tensor(name, reason))?;
                 let count = tensor.shape[0] as u64;
                 if let Some(expected) = expert_count.filter(|expected| *expected != count) {
                     let reason = format!("holds {count} experts, and {experts_key} is {expected}");
@@ -181,17 +182,18 @@ fn changed(
     Ok(entry)
 }
 
-/// The maps of all experts, which lie one after the other.
-fn experts(tensor: &Tensor) -> Result<impl Iterator<Item = Entry>, String> {
-    let &[count, rows, columns] = tensor.shape.as_slice() else {
-        return Err(format!("has {} dimensions; expected experts, rows and columns", tensor.shape.len()));
+/// The maps or biases of all experts, which lie one after the other.
+fn experts(tensor: &Tensor, is_bias: bool) -> Result<impl Iterator<Item = Entry>, String> {
+    let (dims, expected) = if is_bias { (2, "outputs") } else { (3, "rows and columns") };
+    let Some((&count, shape)) = tensor.shape.split_first().filter(|_| tensor.shape.len() == dims) else {
+        return Err(format!("has {} dimensions; expected experts, {expected}", tensor.shape.len()));
     };
     if tensor.len == 0 {
         return Err("has no elements".into());
     }
-    let (start, len, dtype) = (tensor.start, tensor.len / count, tensor.dtype);
+    let (start, len, dtype, shape) = (tensor.start, tensor.len / count, tensor.dtype, shape.to_vec());
     Ok((0..count).map(move |i| Entry {
-        info: TensorInfo { shape: vec![rows, columns], dtype },
+        info: TensorInfo { shape: shape.clone(), dtype },
         source: 0,
         layout: Layout::Contiguous { start: start + i * len, len },
     }))

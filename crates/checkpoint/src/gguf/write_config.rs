@@ -45,7 +45,7 @@ pub(crate) fn describe(
     let length = length?.unwrap_or(match architecture.name() {
         "gpt2" => 1024,
         "gemma" | "gemma2" => 8192,
-        "gemma3" | "glm4" => 131_072,
+        "gemma3" | "glm4" | "gpt-oss" => 131_072,
         "seed_oss" => 524_288,
         "smollm3" => 32_768,
         "phi3" | "starcoder2" | "arcee" => 4096,
@@ -55,12 +55,17 @@ pub(crate) fn describe(
         "gpt2" => keys.count("n_inner")?.unwrap_or(4 * width),
         _ => keys.there(keys.count("intermediate_size")?, "intermediate_size")?,
     };
-    let usual = if architecture.name() == "glm4" { 2 } else { heads };
+    let usual = match architecture.name() {
+        "glm4" => 2,
+        "gpt-oss" => 8,
+        _ => heads,
+    };
     let key_heads = keys.count("num_key_value_heads")?.unwrap_or(usual);
     let head = match (keys.count("head_dim")?, architecture.name()) {
         (Some(head), _) => head,
         (None, "gemma" | "gemma2" | "gemma3") => 256,
         (None, "qwen3" | "glm4" | "seed_oss") => 128,
+        (None, "gpt-oss") => 64,
         (None, _) => width / heads.max(1),
     };
     Rules::of(architecture.family).check_width(architecture.name(), [heads, head, width])?;
@@ -117,7 +122,7 @@ pub(crate) fn describe(
     let (own, hub) = architecture.norm_eps;
     let default = if architecture.name() == "llama" || own.contains("rms") { 1e-6 } else { 1e-5 };
     let default = match architecture.model_type {
-        "phi3" | "olmo2" | "olmo3" | "olmoe" | "mixtral" | "arcee" => 1e-5,
+        "phi3" | "olmo2" | "olmo3" | "olmoe" | "mixtral" | "arcee" | "gpt_oss" => 1e-5,
         "glm4" => 1.562_5e-7,
         _ => default,
     };
@@ -175,6 +180,7 @@ impl Keys<'_> {
         // transformers takes one name for the other, and the second name holds where a file has both.
         let (keys, default, per_token): (&[&str], _, _) = match architecture.model_type {
             "mixtral" => (&["num_experts", "num_local_experts"], 8, 2),
+            "gpt_oss" => (&["num_experts", "num_local_experts"], 128, 4),
             "qwen2_moe" => (&["num_experts"], 60, 4),
             "qwen3_moe" => (&["num_local_experts", "num_experts"], 128, 8),
             _ => (&["num_local_experts", "num_experts"], 64, 8),
@@ -197,7 +203,11 @@ impl Keys<'_> {
             let key = "shared_expert_intermediate_size";
             count("expert_shared_feed_forward_length", self.there(self.count(key)?, key)?)?;
         }
-        if name != "llama" && self.flag("norm_topk_prob") != (name == "qwen3moe") {
+        if name == "gpt-oss" {
+            let inner = self.there(self.count("intermediate_size")?, "intermediate_size")?;
+            count("expert_feed_forward_length", inner)?;
+        }
+        if !matches!(name, "llama" | "gpt-oss") && self.flag("norm_topk_prob") != (name == "qwen3moe") {
             let does = if name == "qwen3moe" { "divides" } else { "does not divide" };
             return Err(format!(
                 "norm_topk_prob = {}: llama.cpp's {name} {does} the weights of a token's experts by their sum",
@@ -282,6 +292,7 @@ impl Keys<'_> {
                 }
             }
             "olmo2" if architecture.model_type == "olmo3" => self.olmo3(architecture, window, layers, put)?,
+            "gpt-oss" => self.gpt_oss(layers, put, warnings)?,
             "gemma3" => self.gemma3(head, layers, put)?,
             "gemma2" => self.gemma2(head, layers, put)?,
             "phi3" => put("attention.sliding_window", Meta::U32(window.unwrap_or(0) as u32)),
@@ -405,6 +416,45 @@ impl Keys<'_> {
         }
         put("attention.sliding_window", Meta::U32(window as u32));
         put("attention.sliding_window_pattern", Meta::Bools(slides));
+        Ok(())
+    }
+
+    /// gpt-oss: the gate of llama.cpp, windows by layer, and YaRN's ramp as these models have it.
+    fn gpt_oss(
+        &self,
+        layers: u64,
+        put: &mut impl FnMut(&str, Meta),
+        warnings: &mut Vec<String>,
+    ) -> Result<()> {
+        for (key, expected) in [("swiglu_alpha", 1.702), ("swiglu_limit", 7.0)] {
+            if let Some(value) = self.number(key)?.filter(|value| *value != expected) {
+                return Err(format!("{key} = {value}: llama.cpp's gpt-oss computes with {expected}"));
+            }
+        }
+        let Some(rope) = self.rope() else {
+            return Err("rope_parameters is missing".into());
+        };
+        if rope.get("rope_type").or_else(|| rope.get("type")).and_then(Json::as_str) == Some("yarn") {
+            warnings.push(
+                "llama.cpp rounds the bounds of YaRN's ramp to whole dimensions, unlike this model (truncate = false)"
+                    .into(),
+            );
+        }
+        let window = match self.config.contains_key("sliding_window") {
+            true => self.count("sliding_window")?,
+            false => Some(128),
+        };
+        let window = window.filter(|window| *window > 0);
+        let window = window.ok_or("sliding_window = null: llama.cpp's gpt-oss requires a value")?;
+        put("attention.sliding_window", Meta::U32(window as u32));
+        let Some(types) = self.get("layer_types").and_then(Json::as_array) else { return Ok(()) };
+        if types.len() as u64 != layers {
+            return Err(format!("layer_types has {} entries for {layers} layers", types.len()));
+        }
+        let slides: Vec<bool> = types.iter().map(|kind| kind == "sliding_attention").collect();
+        if !slides.iter().enumerate().all(|(layer, slides)| *slides == layer.is_multiple_of(2)) {
+            put("attention.sliding_window_pattern", Meta::Bools(slides));
+        }
         Ok(())
     }
 

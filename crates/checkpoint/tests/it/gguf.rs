@@ -145,6 +145,16 @@ pub(crate) fn files() -> [Vec<u8>; 3] {
     [model().bytes(), all.bytes(), gpt2.bytes()]
 }
 
+/// Rows without end of which a matrix has none take no memory.
+#[test]
+fn a_matrix_without_rows_is_empty() {
+    for kind in [0, 2, 12, 39] {
+        let file = File::new().text("general.architecture", "other").tensor("x", &[1 << 50, 0], kind, &[]);
+        let file = file.open().unwrap();
+        assert!(file.read_f32_transposed("x").unwrap().is_empty() && file.read_f32("x").unwrap().is_empty());
+    }
+}
+
 #[test]
 fn a_model_is_read_by_the_names_of_its_folder() {
     let file = model().open().unwrap();

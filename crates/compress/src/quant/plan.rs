@@ -93,10 +93,11 @@ impl<'a> QuantPlan<'a> {
         })
     }
 
-    /// Formats that a weight may have under a budget, including floats.
+    /// Formats that a weight may have under a budget, including floats. MXFP4 has the bytes of NF4, and larger errors.
     pub(crate) fn formats(&self, index: usize) -> Vec<Option<BlockFormat>> {
         let columns = self.weights[index].row_shape()[1];
         let fits = BlockFormat::ALL.into_iter().filter(|format| columns.is_multiple_of(format.block_len()));
+        let fits = fits.filter(|format| *format != BlockFormat::Mxfp4);
         fits.map(Some).chain([None]).collect()
     }
 

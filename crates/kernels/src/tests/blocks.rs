@@ -50,6 +50,8 @@ fn step(format: BlockFormat) -> f32 {
         BlockFormat::Q6K => 32.0 / 2.5,
         // The widest gap of the table.
         BlockFormat::Iq4Nl => 127.0 / 24.0 / 2.5,
+        // From 2/3 of the largest value to it, and from there to what is cut.
+        BlockFormat::Mxfp4 => 3.0,
         BlockFormat::Nf4 => 127.0 / 39.0 / 2.5,
         BlockFormat::Nf3 => 127.0 / 51.0 / 2.5,
         BlockFormat::Nf2 => 127.0 / 91.0 / 2.5,
@@ -210,6 +212,8 @@ fn bytes_mean_what_they_mean_in_llama_cpp() {
         read(BlockFormat::Iq4Nl, &[&[0x00, 0x38], &halves[..]].concat()),
         of(&|q| 0.5 * f32::from(table[q as usize]))
     );
+    let e2m1 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
+    assert_eq!(read(BlockFormat::Mxfp4, &[&[130], &halves[..]].concat()), of(&|q| 8.0 * e2m1[q as usize]));
 }
 
 /// Bytes of our own formats by hand. 0x70 is 0.5 with a sign and seven more bits of mantissa in f16.
@@ -237,7 +241,7 @@ fn bytes_of_our_formats() {
 
 #[rstest]
 fn products_are_those_of_the_floats(
-    #[values(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13)] format: usize,
+    #[values(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14)] format: usize,
     #[values(1, 3, 5, 40)] m: usize,
     #[values(false, true)] transposed: bool,
 ) {
@@ -313,7 +317,7 @@ fn rounded_products_give_the_same_bits_everywhere() {
 pub(super) fn any_blocks(format: BlockFormat, [rows, blocks]: [usize; 2], halves: &[u16]) -> BlockMatrix {
     let at: &[usize] = match format {
         BlockFormat::Q8_0 | BlockFormat::Q4_0 | BlockFormat::Q5_0 | BlockFormat::Iq4Nl => &[0],
-        BlockFormat::Nf4 | BlockFormat::Nf3 | BlockFormat::Nf2 => &[],
+        BlockFormat::Mxfp4 | BlockFormat::Nf4 | BlockFormat::Nf3 | BlockFormat::Nf2 => &[],
         BlockFormat::Q4_1 | BlockFormat::Q5_1 | BlockFormat::Q4K | BlockFormat::Q5K => &[0, 2],
         BlockFormat::Q2K => &[80, 82],
         BlockFormat::Q3K => &[108],
@@ -326,8 +330,13 @@ pub(super) fn any_blocks(format: BlockFormat, [rows, blocks]: [usize; 2], halves
             block[at..at + 2].copy_from_slice(&halves[(3 * i + j) % halves.len()].to_le_bytes());
         }
         if at.is_empty() {
-            // The upper bits alone, without the sign.
-            block[0] = (halves[i % halves.len()] >> 7) as u8;
+            let half = halves[i % halves.len()];
+            block[0] = match format {
+                // The same power of two.
+                BlockFormat::Mxfp4 => (half >> 10 & 31) as u8 + 112,
+                // The upper bits alone, without the sign.
+                _ => (half >> 7) as u8,
+            };
         }
     }
     BlockMatrix::new(format, [rows, blocks * format.block_len()], Arc::new(bytes), 0).unwrap()

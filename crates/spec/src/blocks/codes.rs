@@ -2,6 +2,7 @@
 
 use super::BlockFormat;
 use super::format::{Chunk, Format, IQ4_NL_VALUES, NF2_VALUES, NF3_VALUES, NF4_VALUES, with_format};
+use super::mxfp4;
 
 /// The integers that elements of a block can have.
 enum Levels {
@@ -23,6 +24,7 @@ impl Levels {
             BlockFormat::Q3K => Self::Range(-4, 3),
             BlockFormat::Q6K => Self::Range(-32, 31),
             BlockFormat::Iq4Nl => Self::Table(&IQ4_NL_VALUES),
+            BlockFormat::Mxfp4 => Self::Table(&mxfp4::ASCENDING),
             BlockFormat::Nf4 => Self::Table(&NF4_VALUES),
             BlockFormat::Nf3 => Self::Table(&NF3_VALUES[..8]),
             BlockFormat::Nf2 => Self::Table(&NF2_VALUES[..4]),
@@ -82,7 +84,8 @@ impl BlockFormat {
         let mut codes = Vec::with_capacity(len);
         for i in 0..len {
             let Chunk { scale, offset, .. } = with_format!(self, F => F::chunk(block, i / Chunk::LEN));
-            let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+            // Finite for the smallest scales of MXFP4, too, which blocks of zeros have.
+            let inverse = if scale == 0.0 { 0.0 } else { (1.0 / scale).min(f32::MAX) };
             let (number, q) = levels.nearest((values[i] - offset) * inverse);
             codes.push(number);
             let error = values[i] - (scale * f32::from(q) + offset);
@@ -119,6 +122,7 @@ fn put(format: BlockFormat, codes: &[u8], block: &mut [u8]) {
             BlockFormat::Q8_0 => at(2, &q.map(|q| q.wrapping_sub(127))),
             BlockFormat::Q4_0 | BlockFormat::Iq4Nl => at(2, &halves_of_32(q)),
             BlockFormat::Q4_1 => at(4, &halves_of_32(q)),
+            BlockFormat::Mxfp4 => at(1, &halves_of_32(&q.map(mxfp4::code))),
             BlockFormat::Nf4 => at(1, &halves_of_32(q)),
             BlockFormat::Q5_0 => {
                 at(2, &bits_of_32(q, 4));

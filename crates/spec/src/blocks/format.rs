@@ -403,6 +403,35 @@ impl Format for Nf2 {
     }
 }
 
+/// The sixteen values of [`Mxfp4`], doubled: a sign, two bits of exponent, one of mantissa (E2M1).
+pub const MXFP4_VALUES: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+
+/// Half of the power of two in a byte (E8M0), as the bits of a bf16.
+#[inline(always)]
+#[must_use]
+pub fn half_power(byte: u8) -> u16 {
+    // The two smallest are subnormal.
+    if byte < 2 { 0x20 << byte } else { (u16::from(byte) - 1) << 7 }
+}
+
+/// A power of two in a byte, halves as in [`Q4_0`] that number the values of a table (OCP Microscaling Formats 1.0, 2023).
+#[derive(Clone, Copy, Debug)]
+pub struct Mxfp4;
+
+impl Format for Mxfp4 {
+    const LEN: usize = 32;
+    const BYTES: usize = 17;
+    const HAS_OFFSET: bool = false;
+
+    #[inline(always)]
+    fn chunk(block: &[u8], chunk: usize) -> Chunk {
+        let Some(block) = block.first_chunk::<17>() else { return Chunk::ZERO };
+        let low = nibbles(&part(block, 1), chunk == 1);
+        let q = each(|i| MXFP4_VALUES[usize::from(low[i] & 15)]);
+        Chunk { q, scale: f32::from_bits(u32::from(half_power(block[0])) << 16), offset: 0.0 }
+    }
+}
+
 /// Evaluates an expression with the type of a format.
 #[doc(hidden)]
 #[macro_export]
@@ -459,6 +488,10 @@ macro_rules! with_block_format {
             }
             $crate::blocks::BlockFormat::Nf2 => {
                 type $F = $crate::blocks::format::Nf2;
+                $body
+            }
+            $crate::blocks::BlockFormat::Mxfp4 => {
+                type $F = $crate::blocks::format::Mxfp4;
                 $body
             }
             $crate::blocks::BlockFormat::Iq4Nl => {

@@ -7,6 +7,7 @@
 mod codes;
 #[doc(hidden)]
 pub mod format;
+mod mxfp4;
 mod normal_float;
 mod quantize;
 mod quantize_k;
@@ -84,6 +85,9 @@ pub enum BlockFormat {
     /// IQ4_NL: 4-bit indices into a table denser near zero, and an f16 scale for 32 elements: 4.5 bits per
     /// element.
     Iq4Nl,
+    /// MXFP4: floats of 4 bits (E2M1) and a power of two for 32 elements: 4.25 bits per element (OCP Microscaling
+    /// Formats 1.0, 2023).
+    Mxfp4,
     /// NF4: 4-bit indices into QLoRA's table of values for normal numbers (Dettmers et al. 2023), and a scale of 8 bits
     /// for 32 elements: 4.25 bits per element. Not in llama.cpp.
     Nf4,
@@ -97,7 +101,7 @@ pub enum BlockFormat {
 
 impl BlockFormat {
     /// All formats.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Q8_0,
         Self::Q4_0,
         Self::Q4_1,
@@ -109,6 +113,7 @@ impl BlockFormat {
         Self::Q5K,
         Self::Q6K,
         Self::Iq4Nl,
+        Self::Mxfp4,
         Self::Nf4,
         Self::Nf3,
         Self::Nf2,
@@ -128,6 +133,7 @@ impl BlockFormat {
             Self::Q5K => "Q5_K",
             Self::Q6K => "Q6_K",
             Self::Iq4Nl => "IQ4_NL",
+            Self::Mxfp4 => "MXFP4",
             Self::Nf4 => "NF4",
             Self::Nf3 => "NF3",
             Self::Nf2 => "NF2",
@@ -153,6 +159,7 @@ impl BlockFormat {
             Self::Q5K => 13,
             Self::Q6K => 14,
             Self::Iq4Nl => 20,
+            Self::Mxfp4 => 39,
             Self::Nf4 | Self::Nf3 | Self::Nf2 => return None,
         })
     }

@@ -4,7 +4,7 @@ use half::f16;
 
 use super::codes::{bits_of_32, halves_of_32};
 use super::format::IQ4_NL_VALUES;
-use super::{BlockFormat, normal_float, quantize_k, weighted};
+use super::{BlockFormat, mxfp4, normal_float, quantize_k, weighted};
 
 /// Appends the blocks of `values`, whose length is a multiple of a block's; the error is the index of the block and the
 /// scale that does not fit f16. `importance` weights the columns of a row and is repeated for each row.
@@ -31,6 +31,10 @@ pub(super) fn extend(
             (BlockFormat::Q4_1, Some(values), _) => unsigned(values, 15.0, bytes),
             (BlockFormat::Q5_1, Some(values), _) => unsigned(values, 31.0, bytes),
             (BlockFormat::Iq4Nl, Some(values), _) => from_table(values, &values.map(|x| x * x), bytes),
+            (BlockFormat::Mxfp4, Some(values), _) => {
+                mxfp4::reference(values, bytes);
+                Ok(())
+            }
             (BlockFormat::Nf4, Some(values), _) => normal_float::four_bits(values, &[1.0; 32], bytes),
             (BlockFormat::Nf3, Some(values), _) => normal_float::three_bits(values, &[1.0; 32], bytes),
             (BlockFormat::Nf2, Some(values), _) => normal_float::two_bits(values, &[1.0; 32], bytes),
@@ -91,6 +95,10 @@ fn under_weights(
         BlockFormat::Iq4Nl => {
             let spread = 2.0 * x.iter().map(|x| x * x).sum::<f32>() / 32.0;
             Some(from_table(x, &std::array::from_fn(|i| weights[i] * (spread + x[i] * x[i]).sqrt()), bytes))
+        }
+        BlockFormat::Mxfp4 => {
+            mxfp4::weighted(x, weights, bytes);
+            Some(Ok(()))
         }
         BlockFormat::Nf4 => Some(normal_float::four_bits(x, weights, bytes)),
         BlockFormat::Nf3 => Some(normal_float::three_bits(x, weights, bytes)),

@@ -65,6 +65,27 @@ pub(super) const EXPERTS: Architecture = Architecture {
     ..LLAMA
 };
 
+const GPT_OSS: Architecture = Architecture {
+    family: Family::GptOss,
+    model_type: "gpt_oss",
+    class: "GptOssForCausalLM",
+    layer: &[
+        ("attn_norm", "input_layernorm"),
+        ("attn_q", "self_attn.q_proj"),
+        ("attn_k", "self_attn.k_proj"),
+        ("attn_v", "self_attn.v_proj"),
+        ("attn_output", "self_attn.o_proj"),
+        ("attn_sinks", "self_attn.sinks"),
+        ("post_attention_norm", "post_attention_layernorm"),
+        ("ffn_gate_inp", "mlp.router"),
+        ("ffn_gate_exps", "mlp.experts.*.gate_proj"),
+        ("ffn_up_exps", "mlp.experts.*.up_proj"),
+        ("ffn_down_exps", "mlp.experts.*.down_proj"),
+    ],
+    changes: Changes::None,
+    ..LLAMA
+};
+
 const GEMMA3: Architecture = Architecture {
     family: Family::Gemma3,
     model_type: "gemma3_text",
@@ -174,6 +195,7 @@ pub(crate) const ARCHITECTURES: &[Architecture] = &[
         changes: Changes::PlusOne,
         ..LLAMA
     },
+    GPT_OSS,
     GEMMA3,
     Architecture {
         family: Family::Gemma2,

@@ -65,6 +65,15 @@ impl Keys<'_, '_> {
             let key = self.full("rope.dimension_sections");
             return Err(Fault::file(format!("{key} (positions in space and time) is not supported")));
         }
+        if self.architecture.name() == "gpt-oss"
+            && let Some(local) = self.number("rope.freq_base_swa")?
+            && Some(local) != self.number("rope.freq_base")?
+        {
+            let key = self.full("rope.freq_base_swa");
+            return Err(Fault::file(format!(
+                "{key} = {local}, another base than in other layers, is not supported"
+            )));
+        }
         if self.architecture.name() == "granite"
             && self.get("rope.scaling.finetuned").and_then(Value::as_bool) == Some(false)
         {
@@ -132,12 +141,17 @@ impl Keys<'_, '_> {
                     (None, Some(attention)) => attention,
                     (times, _) => times.unwrap_or(1.0) * usual,
                 };
-                Ok(Some(json!({
+                let mut scaling = json!({
                     "rope_type": "yarn",
                     "factor": number(factor),
                     "original_max_position_embeddings": original,
                     "attention_factor": number(attention),
-                })))
+                });
+                if self.architecture.name() == "gpt-oss" {
+                    // As all of these models have it; files do not record it.
+                    scaling["truncate"] = false.into();
+                }
+                Ok(Some(scaling))
             }
             (kind, factor) => Err(Fault::file(format!(
                 "{} '{}' with the factor {factor} is not supported",

@@ -31,6 +31,7 @@ impl Keys<'_> {
             "gemma3" => ("rope_theta", 1_000_000.0),
             "llama" if architecture.model_type == "mixtral" => ("rope_theta", 1_000_000.0),
             "smollm3" => ("rope_theta", 2_000_000.0),
+            "gpt-oss" => ("rope_theta", 150_000.0),
             "olmo2" if architecture.model_type == "olmo3" => ("rope_theta", 500_000.0),
             _ => ("rope_theta", 10_000.0),
         };
@@ -90,11 +91,13 @@ impl Keys<'_> {
                         ));
                     }
                 }
-                // To transformers a null is false.
-                if let Some(truncate) = rope.get("truncate").filter(|truncate| **truncate != Json::Bool(true))
-                {
+                // To transformers a null is false. Files of gpt-oss stand for models without.
+                let truncates = rope.get("truncate").is_none_or(|truncate| *truncate == Json::Bool(true));
+                if truncates == (architecture.family == Family::GptOss) {
+                    let (name, truncate) =
+                        (architecture.name(), rope.get("truncate").unwrap_or(&Json::Bool(true)));
                     return Err(format!(
-                        "rope scaling 'yarn' with truncate = {truncate} is not supported by llama.cpp"
+                        "rope scaling 'yarn' with truncate = {truncate} is not supported by llama.cpp's {name}"
                     ));
                 }
                 if rope.contains_key("mscale") || rope.contains_key("mscale_all_dim") {

@@ -4,8 +4,8 @@ use super::super::buffer;
 use super::super::simd::{LANES, Simd};
 use super::input::{Large, Quad};
 use lowrank_spec::blocks::format::{
-    IQ4_NL_VALUES, Iq4Nl, NF2_VALUES, NF3_VALUES, NF4_VALUES, Nf2, Nf3, Nf4, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0,
-    Q5_1, Q5K, Q6K, Q8_0,
+    IQ4_NL_VALUES, Iq4Nl, MXFP4_VALUES, Mxfp4, NF2_VALUES, NF3_VALUES, NF4_VALUES, Nf2, Nf3, Nf4, Q2K, Q3K,
+    Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, half_power,
 };
 
 /// A format as products with rounded inputs take it.
@@ -149,6 +149,12 @@ fn first_bytes<const N: usize>([a, b, c, d]: [&[u8; N]; 4]) -> [u16; 4] {
     [u16::from(a[0]) << 7, u16::from(b[0]) << 7, u16::from(c[0]) << 7, u16::from(d[0]) << 7]
 }
 
+/// The first byte of each of four blocks, half of a power of two, in bf16.
+#[inline(always)]
+fn first_powers<const N: usize>([a, b, c, d]: [&[u8; N]; 4]) -> [u16; 4] {
+    [half_power(a[0]), half_power(b[0]), half_power(c[0]), half_power(d[0])]
+}
+
 /// `N` bytes of a block; those past its end are zero, and never asked for.
 #[inline(always)]
 fn bytes<const N: usize>(block: &[u8], at: usize) -> &[u8; N] {
@@ -187,7 +193,7 @@ fn joined([a, b, c, d]: [u16; 4]) -> u64 {
 }
 
 macro_rules! small {
-    ($Format:ident, $bytes:literal, scales $scales:expr, subtracted $subtracted:literal, offset $has_offset:literal, signed $signed:literal,
+    ($Format:ident, $bytes:literal, scales $scales:expr => $spread:ident, subtracted $subtracted:literal, offset $has_offset:literal, signed $signed:literal,
      $q:expr) => {
         impl Small for $Format {
             type Block = [u8; $bytes];
@@ -204,7 +210,7 @@ macro_rules! small {
             #[inline(always)]
             fn weights<S: Simd>(simd: S, blocks: [&Self::Block; 4]) -> Weights<S> {
                 let offsets = if $has_offset { simd.spread_f16(halves(blocks, 2)) } else { simd.splat(0.0) };
-                Weights { q: $q(simd, blocks), scales: simd.spread_f16($scales(blocks)), offsets }
+                Weights { q: $q(simd, blocks), scales: simd.$spread($scales(blocks)), offsets }
             }
         }
 
@@ -238,6 +244,12 @@ fn q8_0<S: Simd>(simd: S, blocks: [&[u8; 34]; 4]) -> [S::B; 2] {
 fn iq4_nl<S: Simd>(simd: S, blocks: [&[u8; 18]; 4]) -> [S::B; 2] {
     let [low, high] = nibbles(simd, blocks);
     [simd.look_up(&IQ4_NL_VALUES, low), simd.look_up(&IQ4_NL_VALUES, high)]
+}
+
+#[inline(always)]
+fn mxfp4<S: Simd>(simd: S, blocks: [&[u8; 17]; 4]) -> [S::B; 2] {
+    let [low, high] = nibbles(simd, blocks);
+    [simd.look_up(&MXFP4_VALUES, low), simd.look_up(&MXFP4_VALUES, high)]
 }
 
 #[inline(always)]
@@ -276,15 +288,16 @@ fn nf2<S: Simd>(simd: S, blocks: [&[u8; 9]; 4]) -> [S::B; 2] {
     [simd.look_up(&NF2_VALUES, low), simd.look_up(&NF2_VALUES, high)]
 }
 
-small!(Q8_0, 34, scales first_halves, subtracted 128, offset false, signed true, q8_0);
-small!(Iq4Nl, 18, scales first_halves, subtracted 128, offset false, signed true, iq4_nl);
-small!(Q4_0, 18, scales first_halves, subtracted 8, offset false, signed false, nibbles);
-small!(Q4_1, 20, scales first_halves, subtracted 0, offset true, signed false, nibbles);
-small!(Q5_0, 22, scales first_halves, subtracted 16, offset false, signed false, with_fifth_bits);
-small!(Q5_1, 24, scales first_halves, subtracted 0, offset true, signed false, with_fifth_bits);
-small!(Nf4, 17, scales first_bytes, subtracted 128, offset false, signed true, nf4);
-small!(Nf3, 13, scales first_bytes, subtracted 128, offset false, signed true, nf3);
-small!(Nf2, 9, scales first_bytes, subtracted 128, offset false, signed true, nf2);
+small!(Q8_0, 34, scales first_halves => spread_f16, subtracted 128, offset false, signed true, q8_0);
+small!(Iq4Nl, 18, scales first_halves => spread_f16, subtracted 128, offset false, signed true, iq4_nl);
+small!(Q4_0, 18, scales first_halves => spread_f16, subtracted 8, offset false, signed false, nibbles);
+small!(Q4_1, 20, scales first_halves => spread_f16, subtracted 0, offset true, signed false, nibbles);
+small!(Q5_0, 22, scales first_halves => spread_f16, subtracted 16, offset false, signed false, with_fifth_bits);
+small!(Q5_1, 24, scales first_halves => spread_f16, subtracted 0, offset true, signed false, with_fifth_bits);
+small!(Mxfp4, 17, scales first_powers => spread_bf16, subtracted 128, offset false, signed true, mxfp4);
+small!(Nf4, 17, scales first_bytes => spread_f16, subtracted 128, offset false, signed true, nf4);
+small!(Nf3, 13, scales first_bytes => spread_f16, subtracted 128, offset false, signed true, nf3);
+small!(Nf2, 9, scales first_bytes => spread_f16, subtracted 128, offset false, signed true, nf2);
 
 /// A block of 256: weights in four vectors, scales and offsets of their sixteen chunks.
 struct Super<S: Simd> {

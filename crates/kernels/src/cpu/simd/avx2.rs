@@ -338,6 +338,13 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
 
     #[inline(always)]
+    fn spread_bf16(self, [a, b, c, d]: [u16; 4]) -> Floats {
+        let (a, b, c, d) = (a.cast_signed(), b.cast_signed(), c.cast_signed(), d.cast_signed());
+        let upper = intrinsic!(_mm_setr_epi16(0, a, 0, b, 0, c, 0, d));
+        self.spread::<0>([intrinsic!(_mm256_castps128_ps256(_mm_castsi128_ps(upper))); 2])
+    }
+
+    #[inline(always)]
     fn pick_i8(self, x: &[u8; LANES], order: &[u8; LANES]) -> Floats {
         // SAFETY: the token, and the arrays have sixteen bytes.
         let picked = unsafe {

@@ -298,6 +298,13 @@ macro_rules! implement {
             }
 
             #[inline(always)]
+            fn spread_bf16(self, bits: [u16; 4]) -> __m512 {
+                let [a, b, c, d] = [bits[0].cast_signed(), bits[1].cast_signed(), bits[2].cast_signed(), bits[3].cast_signed()];
+                let upper = intrinsic!(_mm_setr_epi16(0, a, 0, b, 0, c, 0, d));
+                self.spread::<0>(intrinsic!(_mm512_castps128_ps512(_mm_castsi128_ps(upper))))
+            }
+
+            #[inline(always)]
             fn pick_i8(self, x: &[u8; LANES], order: &[u8; LANES]) -> __m512 {
                 // SAFETY: the token, and the arrays have sixteen bytes.
                 unsafe {

@@ -88,6 +88,8 @@ pub(crate) trait Simd: Copy {
     fn splat_f16(self, bits: u16) -> Self::V;
     /// Four half-precision numbers, each in four neighbouring lanes.
     fn spread_f16(self, bits: [u16; 4]) -> Self::V;
+    /// The same of values in bf16.
+    fn spread_bf16(self, bits: [u16; 4]) -> Self::V;
     /// Floats from the sixteen of `x` that `order` numbers.
     fn pick_i8(self, x: &[u8; LANES], order: &[u8; LANES]) -> Self::V;
     /// Lanes `4·Q` to `4·Q + 3`, each in four neighbouring lanes.
@@ -403,6 +405,7 @@ mod tests {
                 simd.from_words(simd.load_u(&std::array::from_fn(|i| i as i32 - 9))),
                 simd.splat_f16(halves[4]),
                 simd.spread_f16([0x3c00, 0x0001, 0xc123, 0x7bff]),
+                simd.spread_bf16([0x3f80, 0x0020, 0xc123, 0x7f00]),
                 simd.pick_i8(&some[8..24].try_into().unwrap(), &order),
                 simd.spread::<0>(a),
                 simd.spread::<1>(a),

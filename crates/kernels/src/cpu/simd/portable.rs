@@ -195,6 +195,11 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    fn spread_bf16(self, bits: [u16; 4]) -> Self::V {
+        std::array::from_fn(|i| f32::from_bits(u32::from(bits[i / 4]) << 16))
+    }
+
+    #[inline(always)]
     fn pick_i8(self, x: &[u8; LANES], order: &[u8; LANES]) -> Self::V {
         order.map(|i| f32::from(x[usize::from(i & 15)].cast_signed()))
     }

@@ -7,7 +7,7 @@
 use burn_cubecl::cubecl;
 use cubecl::prelude::*;
 use lowrank_spec::blocks::BlockFormat;
-use lowrank_spec::blocks::format::{IQ4_NL_VALUES, NF2_VALUES, NF3_VALUES, NF4_VALUES};
+use lowrank_spec::blocks::format::{IQ4_NL_VALUES, MXFP4_VALUES, NF2_VALUES, NF3_VALUES, NF4_VALUES};
 
 /// Four neighbouring elements of a row.
 pub(super) type Quad = Vector<f32, Const<4>>;
@@ -37,6 +37,7 @@ fn is_aligned(format: BlockFormat) -> bool {
 fn table(format: BlockFormat) -> Option<&'static [i8; 16]> {
     match format {
         BlockFormat::Iq4Nl => Some(&IQ4_NL_VALUES),
+        BlockFormat::Mxfp4 => Some(&MXFP4_VALUES),
         BlockFormat::Nf4 => Some(&NF4_VALUES),
         BlockFormat::Nf3 => Some(&NF3_VALUES),
         BlockFormat::Nf2 => Some(&NF2_VALUES),
@@ -67,7 +68,7 @@ fn least(format: BlockFormat) -> f32 {
 /// Where the bytes of the lowest bits begin in a block of 32 elements.
 fn low_at(format: BlockFormat) -> usize {
     match format {
-        BlockFormat::Nf4 | BlockFormat::Nf2 => 1,
+        BlockFormat::Mxfp4 | BlockFormat::Nf4 | BlockFormat::Nf2 => 1,
         BlockFormat::Q8_0 | BlockFormat::Q4_0 | BlockFormat::Iq4Nl => 2,
         BlockFormat::Q4_1 => 4,
         BlockFormat::Nf3 => 5,
@@ -131,6 +132,11 @@ pub(super) fn affine(
 ) -> Affine {
     if comptime!(matches!(format, BlockFormat::Nf4 | BlockFormat::Nf3 | BlockFormat::Nf2)) {
         Affine { scale: f16(byte_at(words, block) << 7u32), offset: 0.0f32.runtime() }
+    } else if comptime!(format == BlockFormat::Mxfp4) {
+        // Half of the power of two: values are doubled. The two smallest are subnormal.
+        let exponent = byte_at(words, block);
+        let bits = select(exponent < 2u32, 0x20_0000u32 << (exponent & 1u32), (exponent - 1u32) << 23u32);
+        Affine { scale: f32::reinterpret(bits), offset: 0.0f32.runtime() }
     } else if comptime!(matches!(format, BlockFormat::Q4_1 | BlockFormat::Q5_1)) {
         let both = words[block / 4];
         Affine { scale: f16(both & 0xffffu32), offset: f16(both >> 16u32) }
@@ -187,7 +193,7 @@ pub(super) fn codes(words: &Array<u32>, block: usize, quad: usize, #[comptime] f
         word_at(words, block + low + quad * 4, aligned) ^ 0x8080_8080u32
     } else if comptime!(matches!(
         format,
-        BlockFormat::Q4_0 | BlockFormat::Q4_1 | BlockFormat::Iq4Nl | BlockFormat::Nf4
+        BlockFormat::Q4_0 | BlockFormat::Q4_1 | BlockFormat::Iq4Nl | BlockFormat::Mxfp4 | BlockFormat::Nf4
     )) {
         (word_at(words, block + low + at, aligned) >> (4 * chunk) as u32) & 0x0f0f_0f0fu32
     } else if comptime!(matches!(format, BlockFormat::Q5_0 | BlockFormat::Q5_1)) {
