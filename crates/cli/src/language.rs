@@ -113,6 +113,18 @@ impl<M: Generator> Language<M> {
         Ok(end.filter(|id| !self.model.decoder().eos.contains(id)))
     }
 
+    /// Takes the stop texts that are one special token, which decoded texts omit, out of the list.
+    pub(crate) fn take_stop_tokens(&self, stops: &mut Vec<String>) -> Result<Vec<u32>> {
+        let mut tokens = Vec::new();
+        for stop in std::mem::take(stops) {
+            match *self.tokenizer.encode_spans(&stop)?.0 {
+                [id] if self.tokenizer.is_special(id) => tokens.push(id),
+                _ => stops.push(stop),
+            }
+        }
+        Ok(tokens)
+    }
+
     /// The text of new tokens after a prompt that they continue: a word keeps the space before it.
     pub(crate) fn continuation(&self, prompt: &[u32], new: &[u32]) -> Result<String> {
         if !M::CONTINUES {

@@ -76,6 +76,34 @@ fn a_stop_ends_the_text_before_it() {
     assert_eq!(String::from_utf8(output.stdout).unwrap(), format!("the cat{whole}\n"));
 }
 
+/// Texts omit special tokens, and such a stop ends them all the same.
+#[test]
+fn a_special_token_can_be_the_stop() {
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
+        fs::copy(fixture("gpt2").join(file), folder.path().join(file)).unwrap();
+    }
+    let args = ["generate", "--model", s(folder.path()), "--prompt", "the cat", "--max-new-tokens", "12"];
+    let args = [&args[..], &["--ignore-eos"]].concat();
+    let whole = json_of(&args)["ids"].as_array().unwrap().clone();
+    let id = &whole[6];
+    let path = folder.path().join("tokenizer.json");
+    let mut tokenizer: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let (token, _) =
+        tokenizer["model"]["vocab"].as_object().unwrap().iter().find(|(_, own)| *own == id).unwrap();
+    let token = token.clone();
+    let added = json!({"id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
+        "normalized": false, "special": true});
+    tokenizer["added_tokens"].as_array_mut().unwrap().push(added);
+    fs::write(&path, tokenizer.to_string()).unwrap();
+    let got = json_of(&[&args[..], &["--stop", &token]].concat());
+    let end = whole.iter().position(|own| own == id).unwrap();
+    assert_eq!(
+        (got["ids"].as_array().unwrap(), &got["finish"]),
+        (&whole[..=end].to_vec(), &Value::from("stop"))
+    );
+}
+
 #[test]
 fn perplexity_equals_transformers() {
     for name in ["gpt2", "llama-tied", "mistral"] {

@@ -11,12 +11,20 @@ use crate::watch::{StepReport, Watch};
 /// If a file can no longer be written, a warning is logged and training continues.
 pub struct EventWatch {
     writer: Option<EventWriter>,
+    /// Whether an earlier process may have logged the first step and later ones.
+    is_resumed: bool,
 }
 
 impl EventWatch {
     /// Writes scalars to `writer`.
     pub fn new(writer: EventWriter) -> Self {
-        Self { writer: Some(writer) }
+        Self { writer: Some(writer), is_resumed: false }
+    }
+
+    /// Writes scalars of a resumed run to `writer`: before its first step a mark that voids what earlier files of the
+    /// folder have of this step and later ones.
+    pub fn resumed(writer: EventWriter) -> Self {
+        Self { writer: Some(writer), is_resumed: true }
     }
 
     fn write(&mut self, write: impl FnOnce(&mut EventWriter) -> lowrank_report::Result<()>) {
@@ -32,6 +40,9 @@ impl EventWatch {
 impl Watch for EventWatch {
     fn step(&mut self, report: &StepReport) -> Result<()> {
         let step = report.step as i64;
+        if std::mem::take(&mut self.is_resumed) {
+            self.write(|writer| writer.restart(step));
+        }
         for (name, value) in [("loss", report.loss), ("learning_rate", report.lr), ("epoch", report.epoch)] {
             self.write(|writer| writer.scalar(&format!("train/{name}"), step, value as f32, now()));
         }
@@ -48,5 +59,44 @@ impl Watch for EventWatch {
 
     fn end(&mut self) {
         self.write(EventWriter::flush);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::ControlFlow;
+
+    use lowrank_report::tfevents::{Logged, read_events};
+
+    use super::*;
+
+    /// Readers then leave out what the first process logged of the steps that are made again.
+    #[test]
+    fn a_resumed_run_voids_the_steps_that_it_makes_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let found = |resumed: bool, steps: [usize; 2]| {
+            let writer = EventWriter::create(dir.path()).unwrap();
+            let path = writer.path().to_path_buf();
+            let mut watch = if resumed { EventWatch::resumed(writer) } else { EventWatch::new(writer) };
+            for step in steps {
+                let report = StepReport { step, of: 9, loss: 1.0, lr: 0.1, epoch: 0.5, tokens: 3 };
+                watch.step(&report).unwrap();
+            }
+            let mut found = Vec::new();
+            let note = |logged: Logged| {
+                match logged {
+                    Logged::Restart { step } => found.push(format!("restart {step}")),
+                    Logged::Scalar(scalar) if scalar.tag == "train/loss" => {
+                        found.push(scalar.step.to_string())
+                    }
+                    _ => {}
+                }
+                ControlFlow::Continue(())
+            };
+            read_events(&path, note).unwrap();
+            found
+        };
+        assert_eq!(found(false, [3, 4]), ["3", "4"]);
+        assert_eq!(found(true, [4, 5]), ["restart 4", "4", "5"]);
     }
 }

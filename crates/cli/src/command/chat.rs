@@ -69,6 +69,7 @@ struct Chat<'a> {
     language: Language,
     options: GenerationOptions,
     stops: Vec<String>,
+    stop_tokens: Vec<u32>,
     turn_end: Option<u32>,
     device: Device,
     system: Option<Message>,
@@ -89,7 +90,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     // A missing template, or one that refuses a conversation, is reported before the weights are read.
     let first: Vec<Message> = system.iter().cloned().chain([Message::new("user", "Hello")]).collect();
     render(&folder, &first)?;
-    let (mut options, stops) = args.sampling.resolve(folder.generation()?)?;
+    let (mut options, mut stops) = args.sampling.resolve(folder.generation()?)?;
     if let Some(beams) = options.beams.take().filter(|beams| beams.count > 1) {
         eprintln!(
             "warning: num_beams = {} is ignored, since answers are shown as they are written",
@@ -100,7 +101,9 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let language = args.model.load(&folder, &device)?;
     let turn_end = language.turn_end(&folder)?;
     let messages = system.iter().cloned().collect();
-    let mut chat = Chat { folder: &folder, language, options, stops, turn_end, device, system, messages };
+    let stop_tokens = language.take_stop_tokens(&mut stops)?;
+    let mut chat =
+        Chat { folder: &folder, language, options, stops, stop_tokens, turn_end, device, system, messages };
     let interrupt = Interrupt::new()?;
     let is_terminal = std::io::stdin().is_terminal();
     if is_terminal {
@@ -189,7 +192,8 @@ impl Chat<'_> {
             &self.device,
             |_, new| {
                 let mut step = || -> Result<bool> {
-                    if self.turn_end.is_some() && new.last().copied() == self.turn_end {
+                    let is_end = |id: &u32| self.turn_end == Some(*id) || self.stop_tokens.contains(id);
+                    if new.last().is_some_and(is_end) {
                         return Ok(false);
                     }
                     let text = language.continuation(&prompts[0], new)?;

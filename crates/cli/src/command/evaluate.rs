@@ -52,12 +52,21 @@ pub(crate) struct Args {
     json: bool,
 }
 
+/// The rows of an official split; the number of broken ones is reported.
+pub(crate) fn read_glue(root: &Path, task: Task, split: Split) -> Result<GlueDataset> {
+    let rows = GlueDataset::read(root, task, split)?;
+    if rows.skipped() > 0 {
+        eprintln!("warning: {}: {task}: {} broken rows are skipped", root.display(), rows.skipped());
+    }
+    Ok(rows)
+}
+
 /// The dev sets of a task, encoded; the metrics of a second one end in `_mm`.
 pub(crate) fn dev_sets(root: &Path, task: Task, tokenizer: &TextTokenizer) -> Result<Vec<DevSet>> {
     task.dev_splits()
         .iter()
         .map(|&split| {
-            let data = Arc::new(EncodedDataset::encode(&GlueDataset::read(root, task, split)?, tokenizer)?);
+            let data = Arc::new(EncodedDataset::encode(&read_glue(root, task, split)?, tokenizer)?);
             Ok(DevSet { suffix: suffix(split).into(), ..DevSet::new(data) })
         })
         .collect()

@@ -84,6 +84,7 @@ fn generate<M: Generator>(args: &Args, folder: &ModelFolder, rendered: Option<St
         None => args.prompt.iter().map(String::as_str).collect(),
     };
     stops.dedup();
+    let stop_tokens = language.take_stop_tokens(&mut stops)?;
 
     let streams =
         !args.json && prompts.len() == 1 && options.beams.is_none() && std::io::stdout().is_terminal();
@@ -102,7 +103,8 @@ fn generate<M: Generator>(args: &Args, folder: &ModelFolder, rendered: Option<St
         &device,
         |number, new| {
             let mut step = || -> Result<bool> {
-                if turn_end.is_some() && new.last().copied() == turn_end {
+                let is_end = |id: &u32| turn_end == Some(*id) || stop_tokens.contains(id);
+                if new.last().is_some_and(is_end) {
                     return Ok(false);
                 }
                 if stops.is_empty() && !streams {
@@ -131,7 +133,10 @@ fn generate<M: Generator>(args: &Args, folder: &ModelFolder, rendered: Option<St
         .iter()
         .zip(&generated)
         .map(|(prompt, generated)| {
-            let text = cut(language.continuation(prompt, &generated.ids)?, &stops);
+            // Beams are not stopped.
+            let end = generated.ids.iter().position(|id| stop_tokens.contains(id));
+            let kept = &generated.ids[..end.unwrap_or(generated.ids.len())];
+            let text = cut(language.continuation(prompt, kept)?, &stops);
             let has_turn_end = turn_end.is_some() && generated.ids.last().copied() == turn_end;
             let finish = match generated.finish {
                 Finish::Length => "length",

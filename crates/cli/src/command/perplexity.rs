@@ -62,7 +62,8 @@ pub(crate) fn run(args: Args) -> Result<()> {
         return rows(&args, path);
     }
     let file = match &args.file {
-        Some(path) => Some(read_text(path)?),
+        // As in a file that Python opens as text.
+        Some(path) => Some(read_text(path)?.replace("\r\n", "\n")),
         None if args.text.is_empty() => bail!("nothing to do: give --text, --file or --rows"),
         None => None,
     };

@@ -9,7 +9,7 @@ use crate::error::{DataError, Result};
 use crate::glue::dataset::{Example, GlueDataset, Label};
 use crate::glue::labels::Labels;
 use crate::glue::task::{LabelSpace, TaskSpec};
-use crate::io::{read_text, rows};
+use crate::io::{is_json_lines, read_text, rows};
 
 /// A row whose label is not yet interpreted.
 struct RawRow {
@@ -95,8 +95,8 @@ impl<'a> RawRows<'a> {
             });
         }
         let text = read_text(path)?;
-        let is_jsonl = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("jsonl"));
-        let (rows, has_pair) = if is_jsonl { read_jsonl(path, &text)? } else { read_tsv(path, &text)? };
+        let (rows, has_pair) =
+            if is_json_lines(path, &text) { read_jsonl(path, &text)? } else { read_tsv(path, &text)? };
         let Some(first) = rows.first() else {
             let remedy = "give at least one row of text and label".to_owned();
             return Err(DataError::Empty { path: path.to_path_buf(), remedy });
@@ -303,7 +303,7 @@ fn read_tsv(path: &Path, text: &str) -> Result<(Vec<RawRow>, bool)> {
 fn read_jsonl(path: &Path, text: &str) -> Result<(Vec<RawRow>, bool)> {
     let bad = |row: usize, message: String| DataError::BadRow { path: path.to_path_buf(), row, message };
     let mut out: Vec<RawRow> = Vec::new();
-    for (row, line) in rows(text) {
+    for (row, line) in rows(text).filter(|(_, line)| !line.trim().is_empty()) {
         let value: Value = serde_json::from_str(line)
             .map_err(|e| bad(row, format!("not a JSON object ({e}); write one object per line")))?;
         let string = |key: &str| value.get(key).and_then(Value::as_str).map(str::to_owned);
@@ -460,6 +460,15 @@ mod tests {
         assert_eq!(train.spec().labels, LabelSpace::Score);
         assert_eq!(labels(&train), [Label::Score(1.5), Label::Score(-2.0)]);
         assert_eq!(labels(&dev), [Label::Score(3.0)]);
+    }
+
+    /// JSON lines are told from the content of a `.json`, and empty lines passed over.
+    #[test]
+    fn lines_of_objects_under_any_name() {
+        let lines = "\n{\"text\":\"a\",\"label\":1}\n\n{\"text\":\"b\",\"label\":0}\n";
+        let (train, dev) = files(("a.json", lines), ("b.ndjson", lines)).unwrap();
+        assert_eq!(labels(&train), [Label::Class(1), Label::Class(0)]);
+        assert_eq!(labels(&dev), labels(&train));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::error::{DataError, Result};
 use crate::glue::custom::{in_numeric_order, is_missing};
 use crate::glue::labels::Labels;
 use crate::glue::task::{LabelSpace, TaskSpec};
-use crate::io::{read_head, read_text, rows};
+use crate::io::{is_json_lines, read_head, read_text, rows};
 
 /// A sentence of words.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,19 +60,20 @@ pub fn is_tagged(path: &Path) -> Result<bool> {
     if CONLL.contains(&extension.as_str()) {
         return Ok(true);
     }
-    if extension == "json" || !lowrank_spec::is_present(path) {
+    if !lowrank_spec::is_present(path) {
         return Ok(false);
     }
     let text = read_head(path)?;
-    if extension == "jsonl" {
-        let first = text.lines().next().unwrap_or_default();
+    if ["json", "jsonl", "ndjson"].contains(&extension.as_str()) {
+        let first = text.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
         let row: Option<Value> = serde_json::from_str(first).ok();
         return Ok(
             row.is_some_and(|row| WORD_KEYS.iter().any(|key| row.get(*key).is_some_and(Value::is_array)))
         );
     }
-    let mut lines =
-        text.lines().filter(|line| !line.trim().is_empty() && !is_document(line)).take(200).peekable();
+    let lines =
+        text.lines().filter(|line| !line.trim().is_empty() && !is_document(line) && !line.starts_with('#'));
+    let mut lines = lines.take(200).peekable();
     let is_tag = |tag: &str| {
         tag == "O"
             || tag.split_once('-').is_some_and(|(letter, _)| ["B", "I", "E", "S", "L", "U"].contains(&letter))
@@ -166,8 +167,7 @@ fn read(path: &Path) -> Result<Vec<RawRow>> {
         });
     }
     let text = read_text(path)?;
-    let is_jsonl = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("jsonl"));
-    let rows = if is_jsonl { read_jsonl(path, &text)? } else { read_conll(path, &text)? };
+    let rows = if is_json_lines(path, &text) { read_jsonl(path, &text)? } else { read_conll(path, &text)? };
     if rows.is_empty() {
         let remedy = "give at least one sentence of words and tags".to_owned();
         return Err(DataError::Empty { path: path.to_path_buf(), remedy });
@@ -186,7 +186,8 @@ fn columns(line: &str) -> Vec<&str> {
     if line.contains('\t') {
         line.split('\t').map(str::trim).collect()
     } else {
-        line.split_whitespace().collect()
+        // A no-break space is part of a word.
+        line.split_ascii_whitespace().collect()
     }
 }
 
@@ -231,11 +232,19 @@ fn read_conll(path: &Path, text: &str) -> Result<Vec<RawRow>> {
             sentence.lines.push(row);
         }
     }
+    let counts = |row: &RawRow| row.words.iter().zip(1..).all(|(word, number)| *word == number.to_string());
+    if let Some(row) = out.iter().find(|row| row.words.len() > 1)
+        && out.iter().all(counts)
+    {
+        let message = "the first column numbers the words; write the word first and its tag last".to_owned();
+        return Err(bad(row.row, message));
+    }
     Ok(out)
 }
 
 fn read_jsonl(path: &Path, text: &str) -> Result<Vec<RawRow>> {
     rows(text)
+        .filter(|(_, line)| !line.trim().is_empty())
         .map(|(row, line)| {
             let value = serde_json::from_str(line)
                 .map_err(|e| format!("not a JSON object ({e}); write one object per line"));
@@ -328,6 +337,14 @@ mod tests {
     }
 
     #[test]
+    fn words_are_numbers_and_have_no_break_spaces() {
+        let (_dir, paths) = written(&[("a.conll", "1 B-X\n\n3 O\n10\u{a0}000 B-X\n")]);
+        let (set, _) = read_tagged("own", &paths[0], &paths[0], &[]).unwrap();
+        let words: Vec<&str> = set.rows.iter().flat_map(|row| row.words.iter().map(String::as_str)).collect();
+        assert_eq!(words, ["1", "3", "10\u{a0}000"]);
+    }
+
+    #[test]
     fn tags_without_a_scheme_are_parts_of_speech() {
         let (_dir, paths) = written(&[("a.conll", "dogs\tNOUN\nbark\tVERB\n")]);
         let (set, _) = read_tagged("own", &paths[0], &paths[0], &[]).unwrap();
@@ -337,13 +354,16 @@ mod tests {
 
     #[rstest]
     #[case("x.conll", "a b\n", true)]
-    #[case("x.txt", CONLL, false)]
+    #[case("x.txt", CONLL, true)]
+    #[case("x.txt", "# a heading\nAnna sings.\n", false)]
     #[case("x.txt", "-DOCSTART- O\n\nAnna B-PER\nsings O\n", true)]
     #[case("x.tsv", "text\tlabel\nAnna\tO\n", false)]
     #[case("x.txt", "Anna sings.\n", false)]
     #[case("x.txt", "\n", false)]
     #[case("x.jsonl", "{\"tokens\":[],\"tags\":[]}\n", true)]
     #[case("x.jsonl", "{\"text\":\"a\",\"label\":1}\n", false)]
+    #[case("x.json", "\n{\"tokens\":[\"a\"],\"tags\":[\"O\"]}\n", true)]
+    #[case("x.json", "[{\"tokens\":[\"a\"],\"tags\":[\"O\"]}]\n", false)]
     fn files_of_words_are_told(#[case] name: &str, #[case] text: &str, #[case] expect: bool) {
         let (_dir, paths) = written(&[(name, text)]);
         assert_eq!(is_tagged(&paths[0]).unwrap(), expect);
@@ -354,6 +374,11 @@ mod tests {
     #[case("a.conll", "Anna NNP B-PER\n\nsings O\n", "a.conll:3: 2 column(s), 3 expected")]
     #[case("a.conll", "Anna\tB-PER\nsings\t\n", "a.conll:2: a word has no tag")]
     #[case("a.conll", "1 a b c d e f g h i\n", "a.conll:1: CoNLL-U columns are not read")]
+    #[case(
+        "a.conll",
+        "1\tAnna\tB-PER\tO\n2\tsings\tO\tO\n\n1\tRome\tO\tO\n",
+        "a.conll:1: the first column numbers the words"
+    )]
     #[case("a.conll", "\n", "holds no rows")]
     #[case("a.conll", "Anna O\n", "a.conll:1: the only tag is 'O'")]
     #[case(

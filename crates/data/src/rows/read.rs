@@ -25,7 +25,7 @@ pub(super) fn file(path: &Path) -> Result<Rows> {
     let is_list = ending == "json" && text.trim_start().starts_with('[');
     let parsed = match ending.as_str() {
         "txt" if text.trim().is_empty() => Vec::new(),
-        "txt" => vec![(1, Row::Text(text))],
+        "txt" => vec![(1, Row::Text(text.replace("\r\n", "\n")))],
         _ if is_list => list(path, &text)?,
         _ => lines(path, &text)?,
     };

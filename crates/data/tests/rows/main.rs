@@ -153,6 +153,10 @@ fn plain_text_is_learnt_whole_and_cut_into_pieces() {
     let shown: Vec<String> = encoded.rows.iter().map(|row| row.show(&tokenizer).unwrap()).collect();
     assert_eq!(shown, ["<s>⟦hi there is⟧", "<s>⟦it yes no⟧", "<s>⟦\n </s>⟧"]);
     assert_eq!((encoded.n_cut, encoded.n_left_out), (0, 0));
+    // Lines end as in a file that Python opens as text.
+    let (_dir, rows) = rows("a.txt", "hi\r\nthere\r\n");
+    let encoded = encoder.encode(&rows.unwrap()).unwrap();
+    assert!(encoded.rows.iter().all(|row| !row.show(&tokenizer).unwrap().contains('\r')));
 }
 
 #[test]

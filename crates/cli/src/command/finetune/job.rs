@@ -232,22 +232,35 @@ fn train<O: Objective<Train>>(
         None => args.output.clone(),
     };
     let file = args.output.join(FILE_NAME);
+    let is_first = !has_events(&log_folder);
     let mut events = EventWriter::create(log_folder)?;
+    if is_first {
+        // TensorBoard takes the first mark of a folder for the beginning, and voids values at those after it.
+        events.restart(0)?;
+    }
     // Runs that differ in a setting which is not part of the path are distinguished by it.
     events.session(&Session::from_settings(run_id(&args.output), &identity.settings))?;
+    let mut is_resumed = false;
     if let Some(name) = events.path().file_name() {
         let mut record = record.lock().unwrap_or_else(PoisonError::into_inner);
+        is_resumed = !record.train_info.event_files.is_empty();
         record.train_info.event_files.push(name.to_string_lossy().into_owned());
         record.write_atomic(&file)?;
     }
     let mut watch: Vec<Box<dyn Watch>> = vec![
         Box::new(Present(Arc::clone(lock))),
         Box::new(args.show()),
-        Box::new(EventWatch::new(events)),
+        Box::new(if is_resumed { EventWatch::resumed(events) } else { EventWatch::new(events) }),
         Box::new(RecordWatch::new(record.clone(), file)),
     ];
     let (model, outcome) = lowrank_train::train(objective, model, setup.training(&mut watch))?;
     Ok((model.valid(), outcome))
+}
+
+/// Whether a folder has event files.
+fn has_events(folder: &Path) -> bool {
+    let entries = folder.read_dir().into_iter().flatten().flatten();
+    entries.into_iter().any(|entry| entry.file_name().to_string_lossy().contains("tfevents"))
 }
 
 /// Ends a run whose folder is gone.

@@ -73,7 +73,7 @@ pub(super) fn read_spec(args: &Args, known: &[String]) -> Result<(TaskSpec, Sour
         return read_images(args);
     }
     if let (Some(task), Some(root)) = (args.task.and_then(TaskName::glue), &args.data) {
-        let train = GlueDataset::read(root, task, Split::Train)?;
+        let train = evaluate::read_glue(root, task, Split::Train)?;
         return Ok((task.spec(), Source::Glue { root: root.clone(), task, train }));
     }
     let (Some(train), Some(dev)) = (&args.train, &args.dev) else {
@@ -170,7 +170,7 @@ pub(super) fn extension(path: &Path) -> String {
     path.extension().and_then(|extension| extension.to_str()).unwrap_or_default().to_lowercase()
 }
 
-/// Whether the rows are to be classified: those of a task, of a table, of JSON lines any of which has a label,
+/// Whether the rows are to be classified: those of a task, of a table, of JSON lines any of which has a label beside its text,
 /// of tagged words, or questions with answers.
 ///
 /// # Errors
@@ -182,7 +182,7 @@ pub(super) fn are_labelled(args: &Args) -> Result<bool> {
     }
     match extension(path).as_str() {
         "tsv" => Ok(true),
-        "jsonl" => {
+        "jsonl" | "ndjson" => {
             let file = lowrank_spec::open_file(path).with_context(|| path.display().to_string())?;
             // A line that cannot be read or parsed is reported with its number by the reader of its rows.
             let mut lines = BufReader::new(file).lines().map_while(Result::ok);
@@ -190,6 +190,9 @@ pub(super) fn are_labelled(args: &Args) -> Result<bool> {
         }
         "json" => {
             let text = read_text(path)?;
+            if text.trim_start().starts_with('{') {
+                return Ok(text.lines().any(has_label) || is_tagged(path)?);
+            }
             if has_label(&text) {
                 bail!("{}: has rows with labels; give them as .jsonl or .tsv", path.display());
             }
@@ -199,7 +202,10 @@ pub(super) fn are_labelled(args: &Args) -> Result<bool> {
     }
 }
 
-/// Whether an object of the text, a JSON value, has a label.
+/// Keys of rows of a language model, which may have a column of labels as well.
+const ANSWERS: [&str; 4] = ["prompt", "messages", "conversations", "instruction"];
+
+/// Whether an object of the text, a JSON value, is a text with a label.
 fn has_label(text: &str) -> bool {
     // Most rows of a large file are not worth parsing.
     if !text.contains("\"label") {
@@ -207,7 +213,10 @@ fn has_label(text: &str) -> bool {
     }
     let value = serde_json::from_str(text).unwrap_or_default();
     let rows = if let Value::Array(rows) = &value { rows } else { std::slice::from_ref(&value) };
-    rows.iter().any(|row| row.get("label").or_else(|| row.get("labels")).is_some())
+    rows.iter().any(|row| {
+        let has = |key: &str| row.get(key).is_some();
+        (has("label") || has("labels")) && !ANSWERS.into_iter().any(has)
+    })
 }
 
 /// Hash of tokens, row boundaries and labels.
