@@ -153,10 +153,19 @@ fn plain_text_is_learnt_whole_and_cut_into_pieces() {
     let shown: Vec<String> = encoded.rows.iter().map(|row| row.show(&tokenizer).unwrap()).collect();
     assert_eq!(shown, ["<s>⟦hi there is⟧", "<s>⟦it yes no⟧", "<s>⟦\n </s>⟧"]);
     assert_eq!((encoded.n_cut, encoded.n_left_out), (0, 0));
-    // Lines end as in a file that Python opens as text.
-    let (_dir, rows) = rows("a.txt", "hi\r\nthere\r\n");
-    let encoded = encoder.encode(&rows.unwrap()).unwrap();
-    assert!(encoded.rows.iter().all(|row| !row.show(&tokenizer).unwrap().contains('\r')));
+}
+
+/// As in a file that Python opens as text.
+#[test]
+fn lines_of_a_plain_text_end_with_a_line_feed() {
+    let tokenizer = tokenizer();
+    let encoder = RowEncoder::new(&tokenizer, None, LossOn::Completion, 16).unwrap();
+    let ids = |text: &str| {
+        let (_dir, rows) = rows("a.txt", text);
+        encoder.encode(&rows.unwrap()).unwrap().rows.into_iter().map(|row| row.ids).collect::<Vec<_>>()
+    };
+    assert_eq!(ids("hi\r\nthere\r\n"), ids("hi\nthere\n"));
+    assert_ne!(ids("hi\rthere\n"), ids("hi\nthere\n"));
 }
 
 #[test]
