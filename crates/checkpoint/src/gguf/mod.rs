@@ -27,7 +27,7 @@ use std::path::Path;
 
 pub use adapter::{AdapterParts, Pair, write_adapter};
 pub use mix::FileType;
-pub use model::{ModelParts, Written, write_model};
+pub use model::{ModelParts, Pooling, Written, write_model};
 pub use value::{Array, Value};
 pub use write_tokenizer::TokenizerParts;
 

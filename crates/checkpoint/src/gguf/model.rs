@@ -33,6 +33,42 @@ pub struct ModelParts<'a> {
     pub tokenizer: Option<TokenizerParts<'a>>,
     /// The type of the matrices.
     pub kind: FileType,
+    /// How hidden states become an embedding of a text, if the model says so.
+    pub pooling: Option<Pooling>,
+}
+
+/// Pooling of hidden states, with llama.cpp's numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pooling {
+    /// The mean over tokens.
+    Mean = 1,
+    /// The first token's.
+    First = 2,
+    /// The last token's.
+    Last = 3,
+}
+
+impl Pooling {
+    /// That of an open GGUF file, if it has one.
+    ///
+    /// # Errors
+    /// [`Malformed`](CheckpointError::Malformed) for a file of another pooling: none, or the score of a reranker.
+    pub fn of(checkpoint: &Checkpoint) -> Result<Option<Self>, CheckpointError> {
+        let Some(architecture) = checkpoint.metadata().get("general.architecture") else { return Ok(None) };
+        let key = format!("{architecture}.pooling_type");
+        match checkpoint.metadata().get(&key).map(String::as_str) {
+            None => Ok(None),
+            Some("1") => Ok(Some(Self::Mean)),
+            Some("2") => Ok(Some(Self::First)),
+            Some("3") => Ok(Some(Self::Last)),
+            Some(other) => {
+                let reason = format!(
+                    "{key} = {other} is not supported; expected 1 (mean), 2 (first token) or 3 (last)"
+                );
+                Err(CheckpointError::malformed(checkpoint.path(), excerpt(&reason)))
+            }
+        }
+    }
 }
 
 /// The result of writing a model.
@@ -97,6 +133,9 @@ pub fn write_model(path: &Path, model: &ModelParts<'_>) -> Result<Written, Check
     let number = if has_mxfp4 { FileType::MXFP4 } else { model.kind }.number();
     metadata.push(("general.file_type".into(), Meta::U32(number)));
     metadata.push(("general.quantization_version".into(), Meta::U32(2)));
+    if let Some(pooling) = model.pooling {
+        metadata.push((format!("{}.pooling_type", architecture.name()), Meta::U32(pooling as u32)));
+    }
     if let Some(tokenizer) = &model.tokenizer {
         let tokenizer = write_tokenizer::describe(tokenizer, rows);
         metadata.extend(tokenizer.map_err(|reason| fault(format!("tokenizer: {reason}")))?);

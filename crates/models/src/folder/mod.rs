@@ -14,7 +14,7 @@ mod pooling;
 use std::path::{Path, PathBuf};
 
 use lowrank_adapters::peft::CONFIG_FILE;
-use lowrank_checkpoint::gguf::is_gguf;
+use lowrank_checkpoint::gguf;
 use lowrank_checkpoint::{Checkpoint, has_file};
 use lowrank_data::chat::ChatTemplate;
 use lowrank_data::tokenize::TextTokenizer;
@@ -61,7 +61,7 @@ impl ModelFolder {
     /// [`ModelError::File`] if there is no such folder or name, or no `config.json` in it;
     /// [`ModelError::Config`] if `config.json` is malformed.
     pub fn open(path: &Path) -> Result<Self> {
-        if is_gguf(path) {
+        if gguf::is_gguf(path) {
             return Self::of_folder(path.to_path_buf());
         }
         let place = [path.to_path_buf(), path.join("model")];
@@ -221,8 +221,8 @@ impl ModelFolder {
         GenerationConfig::read(&self.path, &self.config)
     }
 
-    /// Pooling of hidden states into an embedding of a text: according to the files of sentence-transformers,
-    /// or the mean.
+    /// Pooling of hidden states into an embedding of a text: according to the files of sentence-transformers or the metadata of a
+    /// GGUF file, or the mean.
     ///
     /// # Errors
     /// Files that are malformed or contain an unsupported module; as those of the config.
@@ -232,7 +232,17 @@ impl ModelFolder {
         } else {
             self.encoder_config()?.d_model
         };
-        SentencePooling::read(&self.path, width)
+        let mut pooling = SentencePooling::read(&self.path, width)?;
+        if gguf::is_gguf(&self.path)
+            && let Some(mode) = gguf::Pooling::of(&self.checkpoint()?)?
+        {
+            pooling.modes = vec![match mode {
+                gguf::Pooling::Mean => PoolingMode::Mean,
+                gguf::Pooling::First => PoolingMode::First,
+                gguf::Pooling::Last => PoolingMode::Last,
+            }];
+        }
+        Ok(pooling)
     }
 
     /// The weights.

@@ -36,7 +36,9 @@ impl Keys<'_, '_> {
         if rotated != head || matches!(name, "gptneox" | "stablelm" | "phi2" | "glm4") {
             config.insert(part_key.into(), number(part_of(rotated, head)));
         }
-        if let Some(scaling) = self.scaling(file, config)? {
+        // A config of gpt-oss without it has YaRN.
+        let plain = (name == "gpt-oss").then(|| json!({"rope_type": "default"}));
+        if let Some(scaling) = self.scaling(file, config)?.or(plain) {
             config.insert("rope_scaling".into(), scaling);
         }
         if self.architecture.model_type == "olmo3" {

@@ -6,12 +6,17 @@ use anyhow::{Context, Result, bail, ensure};
 use lowrank_adapters::algebra::Update;
 use lowrank_adapters::peft::CONFIG_FILE;
 use lowrank_checkpoint::gguf::{
-    AdapterParts, FileType, ModelParts, Pair, TokenizerParts, Written, write_adapter, write_model,
+    AdapterParts, FileType, ModelParts, Pair, Pooling, TokenizerParts, Written, is_gguf, write_adapter,
+    write_model,
 };
 use lowrank_checkpoint::{Checkpoint, Dtype, FloatType};
 use lowrank_data::chat;
+use lowrank_data::tokenize::SpecialIds;
 use lowrank_factor::matrix::to_row_major;
-use lowrank_models::{Adaptable, Decoder, DecoderConfig, ModelFolder, ModelKind, Parameters};
+use lowrank_models::{
+    Adaptable, Decoder, DecoderConfig, EmbeddingStep, ModelFolder, ModelKind, Parameters, PoolingMode,
+};
+use lowrank_spec::HostTensor;
 use serde_json::json;
 
 use super::Args;
@@ -91,13 +96,15 @@ fn model_file(args: &Args) -> Result<()> {
     };
     let tokenizer = folder.tokenizer(None)?;
     let (json, templates) = (tokenizer.to_json()?, chat::templates(folder.path())?);
-    let roles = roles(&tokenizer.special_ids(), &config);
+    let frame = tokenizer.encode("", None)?.ids;
+    let roles = roles(&tokenizer.special_ids(), &config, &frame);
     let parts = ModelParts {
         name: &name(folder.path()),
         config: folder.config(),
         weights: &weights,
         tokenizer: Some(TokenizerParts { json: &json, roles: &roles, templates: &templates }),
         kind,
+        pooling: pooling(&folder)?,
     };
     report(args, kind, &write_model(&args.output, &parts)?)
 }
@@ -128,18 +135,51 @@ fn merge(folder: &ModelFolder, config: DecoderConfig, adapter: &Path) -> Result<
     Ok(dir)
 }
 
-/// Tokens with a role: those of the tokenizer unless the config specifies others.
-fn roles(special: &lowrank_data::tokenize::SpecialIds, config: &DecoderConfig) -> Vec<(&'static str, u32)> {
-    let own = special.eos.filter(|eos| config.eos.is_empty() || config.eos.contains(eos));
-    let eos = own.or(config.eos.first().copied());
-    let mut ends = config.eos.iter().copied().filter(|id| Some(*id) != eos);
+/// The pooling of a sentence embedder, as far as llama.cpp has it.
+fn pooling(folder: &ModelFolder) -> Result<Option<Pooling>> {
+    let files = ["modules.json", "1_Pooling/config.json"];
+    if !files.iter().any(|file| folder.path().join(file).is_file()) && !is_gguf(folder.path()) {
+        return Ok(None);
+    }
+    if is_gguf(folder.path()) {
+        return Ok(Pooling::of(&folder.checkpoint()?)?);
+    }
+    let pooling = folder.pooling()?;
+    let known = match *pooling.modes {
+        [PoolingMode::Mean] => Some(Pooling::Mean),
+        [PoolingMode::First] => Some(Pooling::First),
+        [PoolingMode::Last] => Some(Pooling::Last),
+        _ => None,
+    };
+    let is_simple = pooling.steps.iter().all(|step| matches!(step, EmbeddingStep::Normalize));
+    if known.is_none() || !is_simple {
+        eprintln!(
+            "warning: {}: llama.cpp has no such pooling, or none of the steps after it; its embeddings will differ",
+            folder.path().display()
+        );
+    }
+    Ok(known)
+}
+
+/// Tokens with a role: those that frame a text, else the tokenizer's, else the config's. Its other ends of a text follow.
+fn roles(special: &SpecialIds, config: &DecoderConfig, frame: &[u32]) -> Vec<(&'static str, u32)> {
+    let firsts = [special.bos, config.bos].into_iter().flatten();
+    let bos = firsts.clone().find(|id| frame.first() == Some(id)).or(firsts.clone().next());
+    let lasts = special.eos.into_iter().chain(config.eos.iter().copied());
+    let eos = lasts.clone().find(|id| frame.last() == Some(id)).or(lasts.clone().next());
+    let mut ends: Vec<u32> = Vec::new();
+    for id in lasts.filter(|id| Some(*id) != eos) {
+        if !ends.contains(&id) {
+            ends.push(id);
+        }
+    }
     let all = [
-        ("bos", config.bos.or(special.bos)),
+        ("bos", bos),
         ("eos", eos),
-        ("eot", ends.next()),
-        ("eom", ends.next()),
+        ("eot", ends.first().copied()),
+        ("eom", ends.get(1).copied()),
         ("unknown", special.unk),
-        ("padding", config.padding.or(special.pad)),
+        ("padding", special.pad.or(config.padding)),
     ];
     all.into_iter().filter_map(|(role, id)| Some((role, id?))).collect()
 }
@@ -192,7 +232,13 @@ fn adapter_file(args: &Args, adapter: &Path) -> Result<()> {
     let folder = language_model(&base)?;
     let config = folder.decoder_config()?;
     let adapter = DetachedAdapter::read(&path, args.alpha, args.model.as_deref())?;
-    if let Some(saved) = adapter.saved.first() {
+    // PEFT saves adapted tables and heads whole beside their factors.
+    let weights = folder.checkpoint()?;
+    let is_copy = |saved: &HostTensor<'_>| {
+        weights.contains(&saved.name)
+            && weights.read_f32(&saved.name).is_ok_and(|values| values == *saved.data)
+    };
+    if let Some(saved) = adapter.saved.iter().find(|saved| !is_copy(saved)) {
         bail!(
             "{}: holds '{}' in full, which a llama.cpp LoRA cannot; write the merged model with --merge",
             path.display(),
