@@ -1,8 +1,10 @@
 //! Decoders beside the outputs that transformers gave.
 
+use burn::module::Param;
+use burn::tensor::{Tensor, backend::Backend};
 use lowrank_adapters::AdapterSet;
 use lowrank_kernels::Kernels;
-use lowrank_models::{Decoder, Rows, Run, Stack, Tokens};
+use lowrank_models::{Decoder, ParamVisitor, Parameter, Rows, Run, Stack, Stored, Tokens};
 use lowrank_tests::{assert_close, fixture, values};
 use serde::Deserialize;
 
@@ -50,6 +52,19 @@ pub(crate) fn golden(name: &str) -> Golden {
 
 pub(crate) fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
+}
+
+/// Exact products: those of few rows round their input otherwise.
+pub(crate) struct Exact;
+
+impl<B: Backend> ParamVisitor<B> for Exact {
+    fn visit<const D: usize>(&mut self, _at: &Parameter<'_>, _param: &mut Param<Tensor<B, D>>) {}
+
+    fn visit_stored(&mut self, _at: &Parameter<'_>, stored: &mut Stored<B>) {
+        if let Some(matrix) = stored.blocks().cloned() {
+            *stored = matrix.with_exact_products().into();
+        }
+    }
 }
 
 pub(crate) fn forward<B: Kernels>(

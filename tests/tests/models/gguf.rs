@@ -2,15 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::common::{check_logits, golden};
+use crate::common::{Exact, check_logits, golden};
 use burn_flex::Flex;
 use lowrank_adapters::AdapterSet;
 use lowrank_checkpoint::gguf::{FileType, ModelParts, TokenizerParts, write_model};
 use lowrank_checkpoint::{Checkpoint, Dtype, FloatType, HostTensor, write_safetensors};
 use lowrank_data::tokenize::TextTokenizer;
-use lowrank_kernels::with_exact_products;
 use lowrank_models::params::WeightType;
-use lowrank_models::{Decoder, DecoderConfig, ModelFolder};
+use lowrank_models::{Decoder, DecoderConfig, ModelFolder, Parameters};
 use lowrank_spec::BlockFormat;
 use lowrank_tests::fixture;
 use rstest::rstest;
@@ -55,8 +54,9 @@ fn write(name: &str, out: &Path, kind: FileType) {
 
 /// Beside transformers, whose inputs of blocks (MXFP4) are not rounded.
 fn check_exactly(name: &str, file: &Path) {
-    let model = load(file);
-    with_exact_products(|| check_logits(name, &model, &AdapterSet::empty(), &golden(name)));
+    let mut model = load(file);
+    model.visit_params(&mut Exact);
+    check_logits(name, &model, &AdapterSet::empty(), &golden(name));
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The adapter laws: one checker over every method, architecture and backend.
 
+use crate::common::Exact;
 use burn::backend::Autodiff;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::Tensor;
@@ -13,8 +14,7 @@ use lowrank_adapters::{
 use lowrank_kernels::{BlockFormat, Kernels};
 use lowrank_models::params::{ToBlocks, WeightType};
 use lowrank_models::{
-    Adaptable, Classifier, Decoder, DecoderConfig, ParamVisitor, Parameter, Parameters, Rows, Run, Stack,
-    Stored, Tokens, Trainable,
+    Adaptable, Classifier, Decoder, DecoderConfig, Parameter, Parameters, Rows, Run, Stack, Tokens, Trainable,
 };
 use lowrank_spec::{ModuleEntry, Representation};
 use lowrank_tests::{assert_close, distance, fixture, golden, load, pack, random, values};
@@ -353,19 +353,6 @@ fn laws_over_factors() {
     let model = Decoder::<Flex>::init(config, 7, &Default::default()).unwrap();
     for variant in &variants() {
         check_laws(variant, &model, "q_proj,v_proj", Weights::Factors);
-    }
-}
-
-/// Exact products: those of few rows round their input otherwise.
-struct Exact;
-
-impl<B: Backend> ParamVisitor<B> for Exact {
-    fn visit<const D: usize>(&mut self, _at: &Parameter<'_>, _param: &mut Param<Tensor<B, D>>) {}
-
-    fn visit_stored(&mut self, _at: &Parameter<'_>, stored: &mut Stored<B>) {
-        if let Some(matrix) = stored.blocks().cloned() {
-            *stored = matrix.with_exact_products().into();
-        }
     }
 }
 
