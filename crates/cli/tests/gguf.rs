@@ -7,9 +7,9 @@ mod common;
 use lowrank_checkpoint::{
     Checkpoint, Dtype, FloatType, HostTensor, StreamOptions, StreamWriter, TensorPlan, write_safetensors,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use common::{fails, fixture, json_of, lowrank, s};
+use common::{copy, edit, fails, fixture, json_of, lowrank, s};
 
 fn text_of(model: &str) -> Value {
     let args =
@@ -54,6 +54,48 @@ fn a_model_goes_to_gguf_and_runs_from_it() {
         &["convert", "--model", s(&fixture("bert-cls")), "--to", "gguf", "-o", s(&again)],
         "only language models",
     );
+}
+
+/// The embeddings from a sentence embedder's file are those from its folder.
+#[test]
+fn the_pooling_goes_to_gguf() {
+    let embed = |model: &str| {
+        let rows = json_of(&["embed", "--model", model, "--text", "the cat sat on the mat"]);
+        serde_json::from_value::<Vec<f64>>(rows["rows"][0]["embedding"].clone()).unwrap()
+    };
+    let mut seen: Vec<Vec<f64>> = Vec::new();
+    for mode in ["pooling_mode_cls_token", "pooling_mode_mean_tokens", "pooling_mode_lasttoken"] {
+        let folder = copy("llama3");
+        std::fs::create_dir(folder.path().join("1_Pooling")).unwrap();
+        std::fs::write(folder.path().join("1_Pooling/config.json"), json!({mode: true}).to_string()).unwrap();
+        let file = folder.path().join("model.gguf");
+        json_of(&["convert", "--model", s(folder.path()), "--to", "gguf", "-o", s(&file)]);
+        let (expected, got) = (embed(s(folder.path())), embed(s(&file)));
+        assert!(expected.iter().zip(&got).all(|(a, b)| (a - b).abs() < 1e-5), "{mode}");
+        assert!(!seen.contains(&got), "{mode}");
+        seen.push(got);
+    }
+}
+
+/// As in llama.cpp's conversion, the tokenizer names the tokens that have a role, and the config the others.
+#[test]
+fn tokens_have_the_roles_of_the_tokenizer() {
+    let folder = copy("llama3");
+    edit(&folder.path().join("config.json"), |config| {
+        (config["bos_token_id"], config["eos_token_id"]) = (5.into(), 7.into());
+    });
+    std::fs::remove_file(folder.path().join("generation_config.json")).unwrap();
+    let file = folder.path().join("model.gguf");
+    json_of(&["convert", "--model", s(folder.path()), "--to", "gguf", "-o", s(&file)]);
+    let read = |name: &str| -> Value {
+        serde_json::from_slice(&lowrank_checkpoint::read_file(file.join(name)).unwrap()).unwrap()
+    };
+    let (tokenizer, config) = (read("tokenizer_config.json"), read("config.json"));
+    assert_eq!(
+        (&tokenizer["bos_token"], &tokenizer["eos_token"]),
+        (&json!("<|begin_of_text|>"), &json!("<|end_of_text|>"))
+    );
+    assert_eq!((&config["bos_token_id"], &config["eos_token_id"]), (&json!(316), &json!([317, 7])));
 }
 
 /// No type of 16 bits is taken for a checkpoint of doubles.

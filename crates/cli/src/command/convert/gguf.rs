@@ -137,12 +137,16 @@ fn merge(folder: &ModelFolder, config: DecoderConfig, adapter: &Path) -> Result<
 
 /// The pooling of a sentence embedder, as far as llama.cpp has it.
 fn pooling(folder: &ModelFolder) -> Result<Option<Pooling>> {
-    let files = ["modules.json", "1_Pooling/config.json"];
-    if !files.iter().any(|file| folder.path().join(file).is_file()) && !is_gguf(folder.path()) {
-        return Ok(None);
-    }
     if is_gguf(folder.path()) {
-        return Ok(Pooling::of(&folder.checkpoint()?)?);
+        let pooling = Pooling::of(&folder.checkpoint()?);
+        return Ok(pooling.unwrap_or_else(|error| {
+            eprintln!("warning: {error}; it is left out");
+            None
+        }));
+    }
+    let files = ["modules.json", "1_Pooling/config.json"];
+    if !files.iter().any(|file| folder.path().join(file).is_file()) {
+        return Ok(None);
     }
     let pooling = folder.pooling()?;
     let known = match *pooling.modes {
