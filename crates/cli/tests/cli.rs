@@ -11,7 +11,7 @@ use rstest::rstest;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use common::{copy, edit, fails, fixture, json_of, lowrank, s};
+use common::{copy, edit, fails, fixture, json_of, lowrank, run, s};
 
 /// A GLUE root with a tiny SST-2 that a word gives away.
 fn tiny_data() -> TempDir {
@@ -244,6 +244,42 @@ fn a_resumed_run_ends_as_the_uninterrupted_one_and_makes_the_missing_steps_only(
     assert_eq!(runs.result("b"), whole);
     let shown = String::from_utf8_lossy(&output.get_output().stderr).into_owned();
     assert!(shown.contains("step 7/8") && !shown.contains("step 1/8"), "{shown}");
+}
+
+/// The process that died had logged steps after its last checkpoint: readers take those of the one that repeated them.
+#[test]
+fn the_log_of_a_resumed_run_has_every_step_once() {
+    let runs = Runs::new();
+    runs.run("a", 8, &[]);
+    runs.run("b", 6, &[]);
+    runs.interrupt("b", 8);
+    let log = |name: &str| {
+        let mut files = fs::read_dir(runs.dir(name)).unwrap().map(|entry| entry.unwrap().path());
+        files.find(|path| path.to_str().unwrap().contains("tfevents")).unwrap()
+    };
+    fs::copy(log("a"), log("b")).unwrap();
+    let args = runs.args("b", 8, &["--resume"]);
+    lowrank(&args.iter().map(String::as_str).collect::<Vec<_>>()).assert().success();
+    let table = runs.dir("table.csv");
+    let tree = runs.dir("tree");
+    fs::create_dir(&tree).unwrap();
+    fs::rename(runs.dir("b"), tree.join("b")).unwrap();
+    json_of(&["logs", s(&tree), s(&table), "--names", "run", "--tags", "train/loss"]);
+    assert_eq!(fs::read_to_string(&table).unwrap().lines().count(), 1 + 8);
+}
+
+#[test]
+fn broken_rows_of_an_official_file_are_counted() {
+    let data = tempfile::tempdir().unwrap();
+    fs::create_dir(data.path().join("QQP")).unwrap();
+    let row = "1\t1\t2\ta\tb\t1\n";
+    let text =
+        ["id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n", &row.repeat(1_000), "7\t1\t2\tx\n"].concat();
+    fs::write(data.path().join("QQP/dev.tsv"), text).unwrap();
+    let (model, data) = (fixture("roberta-cls"), data.path());
+    let args = ["evaluate", "--model", s(&model), "--task", "qqp", "--data", s(data)];
+    let (_, error) = run(&args);
+    assert!(error.contains("1 broken rows are skipped"), "{error}");
 }
 
 #[test]

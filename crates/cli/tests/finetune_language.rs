@@ -162,6 +162,21 @@ fn a_resumed_training_ends_as_the_uninterrupted_one() {
 }
 
 #[test]
+fn rows_may_have_a_column_of_labels() {
+    let bench = Bench::new();
+    let with_label = |name: &str| {
+        let rows = fs::read_to_string(bench.path(name))
+            .unwrap()
+            .replace("\"prompt\"", "\"label\": \"a\", \"prompt\"");
+        fs::write(bench.path("labelled.jsonl"), rows).unwrap();
+    };
+    let plain = bench.run("train.jsonl", "dev.jsonl", "plain", &["--method", "lora"]);
+    with_label("train.jsonl");
+    let labelled = bench.run("labelled.jsonl", "dev.jsonl", "labelled", &["--method", "lora"]);
+    assert_eq!(labelled["dev_loss"], plain["dev_loss"]);
+}
+
+#[test]
 fn samples_show_what_is_learnt() {
     let bench = Bench::new();
     let extra = ["--method", "lora", "--max-steps", "1", "--show-samples", "2"];

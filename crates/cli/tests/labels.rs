@@ -359,6 +359,19 @@ fn a_head_of_more_rows_than_labels_says_so() {
 
 /// A label anywhere in the file makes its rows rows with labels: they are never learnt as texts.
 #[test]
+fn lines_of_labelled_rows_may_have_other_names() {
+    let rows = "{\"text\": \"the cat\", \"label\": 0}\n{\"text\": \"the dog\", \"label\": 1}\n".repeat(4);
+    let files = Files::new(&[("t.json", &rows), ("t.ndjson", &rows)]);
+    let model = fixture("llama");
+    for name in ["t.json", "t.ndjson"] {
+        let (train, out) = (files.path(name), files.path(&format!("{name}-run")));
+        json_of(&finetune(s(&model), &train, &out, &["--method", "lora", "--max-steps", "1"]));
+        let record = read_json(&Path::new(&out).join("run.json"));
+        assert!(record["train_info"]["evals"][0]["metrics"]["accuracy"].is_number(), "{name}: {record}");
+    }
+}
+
+#[test]
 fn a_label_in_a_later_row_counts() {
     let plain = "{\"text\": \"the cat\"}\n";
     let labelled = "{\"text\": \"the dog\", \"label\": 1}\n";

@@ -21,7 +21,7 @@ pub(crate) fn read_text(path: &Path) -> Result<String> {
 }
 
 /// Whether a text is JSON lines, by the name of its file or, for `.json`, because it begins with an object.
-pub(crate) fn is_json_lines(path: &Path, text: &str) -> bool {
+pub fn is_json_lines(path: &Path, text: &str) -> bool {
     match path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase().as_str() {
         "jsonl" | "ndjson" => true,
         "json" => text.trim_start().starts_with('{'),

@@ -16,3 +16,4 @@ pub mod rows;
 pub mod tokenize;
 
 pub use error::{DataError, Result};
+pub use io::is_json_lines;

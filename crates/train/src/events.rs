@@ -11,7 +11,7 @@ use crate::watch::{StepReport, Watch};
 /// If a file can no longer be written, a warning is logged and training continues.
 pub struct EventWatch {
     writer: Option<EventWriter>,
-    /// Whether an earlier process may have logged the first step and later ones.
+    /// Whether an earlier process may have logged the next step and later ones.
     is_resumed: bool,
 }
 
@@ -21,8 +21,8 @@ impl EventWatch {
         Self { writer: Some(writer), is_resumed: false }
     }
 
-    /// Writes scalars of a resumed run to `writer`: before its first step a mark that voids what earlier files of the
-    /// folder have of this step and later ones.
+    /// Writes scalars of a resumed run to `writer`. A restart mark precedes the first step: it voids the values of this step and
+    /// later ones in earlier files of the folder.
     pub fn resumed(writer: EventWriter) -> Self {
         Self { writer: Some(writer), is_resumed: true }
     }
@@ -70,9 +70,9 @@ mod tests {
 
     use super::*;
 
-    /// Readers then leave out what the first process logged of the steps that are made again.
+    /// Readers then leave out the earlier process's values of the steps that are repeated.
     #[test]
-    fn a_resumed_run_voids_the_steps_that_it_makes_again() {
+    fn a_resumed_run_voids_the_steps_that_it_repeats() {
         let dir = tempfile::tempdir().unwrap();
         let found = |resumed: bool, steps: [usize; 2]| {
             let writer = EventWriter::create(dir.path()).unwrap();

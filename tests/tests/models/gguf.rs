@@ -223,7 +223,7 @@ fn a_gpt_oss_goes_there_and_back() {
     }
 }
 
-/// Experts in MXFP4 are exact in a file of floats and in one of their own type.
+/// Experts stored in MXFP4 keep their values in files of type F16, BF16 and MXFP4_MOE.
 #[test]
 fn experts_are_written_in_mxfp4() {
     let folder = tempfile::tempdir().unwrap();

@@ -128,8 +128,9 @@ pub fn write_model(path: &Path, model: &ModelParts<'_>) -> Result<Written, Check
     let rows = rows.ok_or_else(|| fault("has no table of token embeddings".into()))?;
     let mut metadata = general(architecture, &model_name(model));
     metadata.extend(described.metadata);
-    let stays = |name: &String| model.kind.is_float() && model.weights.is_mxfp4(name);
-    let has_mxfp4 = names.iter().any(|(name, ..)| stays(name));
+    // Experts in MXFP4 stay in it in a file of floats, as in llama.cpp's conversion.
+    let stays_mxfp4 = |name: &String| model.kind.is_float() && model.weights.is_mxfp4(name);
+    let has_mxfp4 = names.iter().any(|(name, ..)| stays_mxfp4(name));
     let number = if has_mxfp4 { FileType::MXFP4 } else { model.kind }.number();
     metadata.push(("general.file_type".into(), Meta::U32(number)));
     metadata.push(("general.quantization_version".into(), Meta::U32(2)));
@@ -153,8 +154,7 @@ pub fn write_model(path: &Path, model: &ModelParts<'_>) -> Result<Written, Check
         let name = names[0].clone();
         let Some(info) = model.weights.info(&name) else { continue };
         let mut shape = info.shape.clone();
-        // Experts in MXFP4 stay so in a file of floats, as in llama.cpp's conversion.
-        let stays = names.iter().all(stays);
+        let stays = names.iter().all(stays_mxfp4);
         let mut step = step(architecture, &name, stem, &shape, [heads, key_heads])
             .map_err(|reason| CheckpointError::tensor(model.weights.path(), &name, reason))?;
         if step.transposed {
@@ -181,7 +181,7 @@ pub fn write_model(path: &Path, model: &ModelParts<'_>) -> Result<Written, Check
             step.from = From::Experts(names);
         }
         let (wanted, dtype) = match stays {
-            true => [Dtype::Block(BlockFormat::Mxfp4); 2].into(),
+            true => (Dtype::Block(BlockFormat::Mxfp4), Dtype::Block(BlockFormat::Mxfp4)),
             false => model.kind.of(&own, &shape, described.shape),
         };
         if wanted != dtype {

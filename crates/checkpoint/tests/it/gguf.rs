@@ -3,7 +3,7 @@
 mod config;
 mod tokenizer;
 
-use lowrank_checkpoint::gguf::{ModelParts, is_gguf, write_model};
+use lowrank_checkpoint::gguf::{ModelParts, Pooling, is_gguf, write_model};
 use lowrank_checkpoint::{Checkpoint, FloatType, HostTensor, has_file, read_file, write_safetensors};
 use lowrank_spec::BlockFormat;
 
@@ -145,7 +145,20 @@ pub(crate) fn files() -> [Vec<u8>; 3] {
     [model().bytes(), all.bytes(), gpt2.bytes()]
 }
 
-/// Rows without end of which a matrix has none take no memory.
+#[test]
+fn the_pooling_is_that_of_the_metadata() {
+    let of = |number: u32| Pooling::of(&model().count("llama.pooling_type", number).open().unwrap());
+    assert_eq!(Pooling::of(&model().open().unwrap()).unwrap(), None);
+    for (number, pooling) in [(1, Pooling::Mean), (2, Pooling::First), (3, Pooling::Last)] {
+        assert_eq!(of(number).unwrap(), Some(pooling));
+    }
+    for number in [0, 4] {
+        let error = of(number).unwrap_err().to_string();
+        assert!(error.contains(&format!("llama.pooling_type = {number} is not supported")), "{error}");
+    }
+}
+
+/// Zero rows take no memory, however wide they are.
 #[test]
 fn a_matrix_without_rows_is_empty() {
     for kind in [0, 2, 12, 39] {

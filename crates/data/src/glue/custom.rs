@@ -462,7 +462,7 @@ mod tests {
         assert_eq!(labels(&dev), [Label::Score(3.0)]);
     }
 
-    /// JSON lines are told from the content of a `.json`, and empty lines passed over.
+    /// JSON lines in a `.json` are recognized by content; empty lines are skipped.
     #[test]
     fn lines_of_objects_under_any_name() {
         let lines = "\n{\"text\":\"a\",\"label\":1}\n\n{\"text\":\"b\",\"label\":0}\n";

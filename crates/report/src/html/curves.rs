@@ -12,7 +12,7 @@ use crate::{
     files::natural_order,
     log_path,
     run::{LoadedRun, RunRecord},
-    tfevents::{Logged, read_events},
+    tfevents::{Logged, is_event_file, read_events},
 };
 
 /// Maximum number of points of a curve: more cannot be distinguished.
@@ -99,7 +99,7 @@ fn event_files(folder: &Path, own: &[String]) -> Vec<PathBuf> {
     files.retain(|path| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let is_own = own.is_empty() || own.iter().any(|own| *own == name);
-        is_own && name.contains("tfevents") && path.is_file()
+        is_own && is_event_file(&name) && path.is_file()
     });
     files.sort_by(|a, b| natural_order(a, b));
     files

@@ -144,6 +144,9 @@ fn another_depth_is_hinted_at() {
             format!("; most are 2 folders below it, as {}: give 2 names with --names", file.display());
         assert!(error.to_string().ends_with(&expect), "{error}");
     }
+    let root = tree.join("b/c");
+    let error = convert(&root, dir.path().join("out.csv"), &options(&["x"]), |_| {}).unwrap_err();
+    assert!(error.to_string().ends_with("give the folder above, and --names run"), "{error}");
 }
 
 #[test]

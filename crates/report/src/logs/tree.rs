@@ -175,8 +175,14 @@ fn check_depth(root: &Path, found: &[Found], wanted: usize) -> Result<()> {
         *first = (*first).min(&folder.files[0]);
     }
     let most = depths.iter().max_by_key(|(_, (count, _))| *count);
-    let hint = most.map_or(String::new(), |(depth, (_, path))| {
-        format!("; most are {depth} folders below it, as {}: give {depth} names with --names", path.display())
+    let hint = most.map_or(String::new(), |(depth, (_, path))| match depth {
+        0 => "; they are in it: give the folder above, and --names run".to_owned(),
+        _ => {
+            format!(
+                "; most are {depth} folders below it, as {}: give {depth} names with --names",
+                path.display()
+            )
+        }
     });
     Err(Error::Logs(format!("no event file {wanted} folders below {}{hint}", root.display())))
 }

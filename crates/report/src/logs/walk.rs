@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{Error, Result, files::natural_order};
+use crate::{Error, Result, files::natural_order, tfevents::is_event_file};
 
 /// The event files of a folder, by the numbers in their names: the time, followed by a writer's counter.
 pub(super) type Files = Vec<PathBuf>;
@@ -121,8 +121,4 @@ impl Folder {
         }
         Ok(())
     }
-}
-
-fn is_event_file(name: &str) -> bool {
-    name.contains("tfevents")
 }

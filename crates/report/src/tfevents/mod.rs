@@ -14,3 +14,9 @@ pub(crate) use frame::put_record;
 pub use hparams::{Hparam, Session};
 pub use reader::{FileReport, Logged, Scalar, read_events};
 pub use writer::{EventWriter, now};
+
+/// Whether a file is an event file, by its name.
+#[must_use]
+pub fn is_event_file(name: &str) -> bool {
+    name.contains("tfevents")
+}

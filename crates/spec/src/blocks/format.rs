@@ -68,6 +68,13 @@ fn nibbles(bytes: &[u8; 16], high: bool) -> [u8; 16] {
     each(|i| if high { bytes[i] >> 4 } else { bytes[i] & 15 })
 }
 
+/// The values of a table that the low or the high halves of sixteen bytes number.
+#[inline(always)]
+fn numbered(bytes: &[u8; 16], high: bool, table: &[i8; 16]) -> [i8; 16] {
+    let numbers = nibbles(bytes, high);
+    each(|i| table[usize::from(numbers[i] & 15)])
+}
+
 /// Sixteen bits of 32 as 0 or 16.
 #[inline(always)]
 fn fifth_bits(bits: [u8; 4], high: bool) -> [u8; 16] {
@@ -320,8 +327,7 @@ impl Format for Iq4Nl {
     #[inline(always)]
     fn chunk(block: &[u8], chunk: usize) -> Chunk {
         let Some(block) = block.first_chunk::<18>() else { return Chunk::ZERO };
-        let low = nibbles(&part(block, 2), chunk == 1);
-        let q = each(|i| IQ4_NL_VALUES[usize::from(low[i] & 15)]);
+        let q = numbered(&part(block, 2), chunk == 1, &IQ4_NL_VALUES);
         Chunk { q, scale: f16(block[0], block[1]), offset: 0.0 }
     }
 }
@@ -360,8 +366,7 @@ impl Format for Nf4 {
     #[inline(always)]
     fn chunk(block: &[u8], chunk: usize) -> Chunk {
         let Some(block) = block.first_chunk::<17>() else { return Chunk::ZERO };
-        let low = nibbles(&part(block, 1), chunk == 1);
-        let q = each(|i| NF4_VALUES[usize::from(low[i] & 15)]);
+        let q = numbered(&part(block, 1), chunk == 1, &NF4_VALUES);
         Chunk { q, scale: byte_scale(block[0]), offset: 0.0 }
     }
 }
@@ -426,8 +431,7 @@ impl Format for Mxfp4 {
     #[inline(always)]
     fn chunk(block: &[u8], chunk: usize) -> Chunk {
         let Some(block) = block.first_chunk::<17>() else { return Chunk::ZERO };
-        let low = nibbles(&part(block, 1), chunk == 1);
-        let q = each(|i| MXFP4_VALUES[usize::from(low[i] & 15)]);
+        let q = numbered(&part(block, 1), chunk == 1, &MXFP4_VALUES);
         Chunk { q, scale: f32::from_bits(u32::from(half_power(block[0])) << 16), offset: 0.0 }
     }
 }

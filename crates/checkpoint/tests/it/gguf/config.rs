@@ -142,6 +142,35 @@ fn the_implied_scale_of_scores_is_taken() {
     }
 }
 
+/// A gpt-oss without layers.
+fn gpt_oss() -> File {
+    let zeros = |n: usize| floats(vec![0.0; n]);
+    File::new()
+        .text("general.architecture", "gpt-oss")
+        .count("gpt-oss.context_length", 64)
+        .count("gpt-oss.block_count", 0)
+        .count("gpt-oss.embedding_length", 32)
+        .count("gpt-oss.feed_forward_length", 32)
+        .count("gpt-oss.expert_count", 4)
+        .count("gpt-oss.expert_used_count", 2)
+        .count("gpt-oss.attention.head_count", 2)
+        .raw("gpt-oss.attention.layer_norm_rms_epsilon", 6, &1e-5f32.to_le_bytes())
+        .tensor("token_embd.weight", &[32, 4], 0, &zeros(128))
+        .tensor("output.weight", &[32, 4], 0, &zeros(128))
+        .tensor("output_norm.weight", &[32], 0, &zeros(32))
+}
+
+/// `<|end|>` ends a message of gpt-oss, whose turn goes on; other models end with it.
+#[test]
+fn the_end_of_a_message_is_not_that_of_a_turn() {
+    let ends = |tokens: &[&str]| {
+        let file = gpt_oss().text("tokenizer.ggml.model", "gpt2").texts("tokenizer.ggml.tokens", tokens);
+        config_of(&file.count("tokenizer.ggml.eos_token_id", 2)).unwrap()["eos_token_id"].clone()
+    };
+    assert_eq!(ends(&["a", "<|end|>", "<|return|>", "<|call|>"]), serde_json::json!([2, 3]));
+    assert_eq!(ends(&["a", "<|end|>", "<|return|>", "b"]), serde_json::json!([2, 1]));
+}
+
 #[test]
 fn positions_of_other_kinds_are_refused() {
     let of = |name: &str| {
@@ -163,6 +192,14 @@ fn positions_of_other_kinds_are_refused() {
     assert!(config_of(&sections([0; 4])).is_ok());
     let error = config_of(&sections([8, 12, 12, 0])).unwrap_err();
     assert!(error.contains("glm4.rope.dimension_sections") && error.contains("is not supported"), "{error}");
+    let bases = |local: f32| {
+        let base = |file: File, key: &str, value: f32| file.raw(key, 6, &value.to_le_bytes());
+        let file = base(gpt_oss(), "gpt-oss.rope.freq_base", 1.5e5);
+        config_of(&base(file, "gpt-oss.rope.freq_base_swa", local))
+    };
+    assert_eq!(bases(1.5e5).unwrap()["rope_theta"], 1.5e5);
+    let error = bases(1e4).unwrap_err();
+    assert!(error.contains("gpt-oss.rope.freq_base_swa = 10000, another base"), "{error}");
     let finetuned = |flag: u8| of("granite").raw("granite.rope.scaling.finetuned", 7, &[flag]);
     assert!(config_of(&finetuned(1)).is_ok());
     assert!(config_of(&finetuned(0)).unwrap_err().contains("without rotary positions"));

@@ -10,7 +10,7 @@ use burn::module::AutodiffModule;
 use lowrank_checkpoint::FolderLock;
 use lowrank_data::rows::Rows;
 use lowrank_report::run::{FILE_NAME, MetaInfo, RunInfo, RunRecord, Status};
-use lowrank_report::tfevents::{EventWriter, Session};
+use lowrank_report::tfevents::{EventWriter, Session, is_event_file};
 use lowrank_report::{LogKey, log_path, rfc3339_utc};
 use lowrank_train::{
     CheckpointStore, EventWatch, Objective, Outcome, StepReport, Team, TrainConfig, TrainError, Training,
@@ -260,7 +260,7 @@ fn train<O: Objective<Train>>(
 /// Whether a folder has event files.
 fn has_events(folder: &Path) -> bool {
     let entries = folder.read_dir().into_iter().flatten().flatten();
-    entries.into_iter().any(|entry| entry.file_name().to_string_lossy().contains("tfevents"))
+    entries.into_iter().any(|entry| is_event_file(&entry.file_name().to_string_lossy()))
 }
 
 /// Ends a run whose folder is gone.

@@ -10,6 +10,7 @@ use lowrank_data::glue::{
     read_tagged,
 };
 use lowrank_data::images::{ImageFolder, find_splits};
+use lowrank_data::is_json_lines;
 use lowrank_data::pack::EncodedDataset;
 use lowrank_data::questions::{Asked, QuestionSet, are_questions, read_questions};
 use lowrank_data::tokenize::TextTokenizer;
@@ -190,7 +191,7 @@ pub(super) fn are_labelled(args: &Args) -> Result<bool> {
         }
         "json" => {
             let text = read_text(path)?;
-            if text.trim_start().starts_with('{') {
+            if is_json_lines(path, &text) {
                 return Ok(text.lines().any(has_label) || is_tagged(path)?);
             }
             if has_label(&text) {
