@@ -2,18 +2,21 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use burn::tensor::backend::Backend;
 use lowrank_adapters::algebra::Update;
 use lowrank_adapters::peft::{AdapterFolder, PeftConfig};
 use lowrank_adapters::{AdapterSet, BaseWeights, NoWeights, Site};
 use lowrank_checkpoint::write_atomic;
 use lowrank_factor::Truncation;
-use lowrank_models::{Adaptable, Classifier, Decoder, HeadLevel, ModelKind, Parameters, Seq2Seq};
+use lowrank_models::{
+    Adaptable, Classifier, Decoder, HeadLevel, ModelKind, Parameters, Seq2Seq, copy_companions,
+};
 use lowrank_spec::HostTensor;
 
-use crate::backend::{Inner, device};
+use crate::backend::{Device, Inner, device};
 use crate::context::{LABELS_FILE, adapter_folder, open_model};
+use crate::usage::usage;
 
 /// Reads an adapter's files; warns if they do not contain an alpha.
 pub(crate) fn read(path: &Path, alpha: Option<f64>) -> Result<AdapterFolder> {
@@ -45,13 +48,14 @@ pub(crate) fn warn_unused(ignored: &[String], path: &Path) {
     }
 }
 
-/// Loads an adapter over a model; warns of layers that it does not change.
+/// Loads an adapter over a model; warns of layers that it does not change. `alpha` is for files without one.
 pub(crate) fn load_adapter<B: Backend, M: Adaptable<B>>(
     model: &mut M,
     path: &Path,
+    alpha: Option<f64>,
     device: &B::Device,
 ) -> Result<AdapterSet<B>> {
-    let set = model.load_adapter_folder(read(path, None)?, path, device)?;
+    let set = model.load_adapter_folder(read(path, alpha)?, path, device)?;
     warn_idle(&set, path);
     Ok(set)
 }
@@ -83,6 +87,15 @@ pub(crate) struct DetachedAdapter {
     /// Its path.
     pub(crate) path: PathBuf,
     weights: Box<dyn BaseWeights<Inner>>,
+    /// Table and head of the base model that share their weights.
+    tied: Option<[String; 2]>,
+}
+
+/// What an adapter is read over: the base model, or what its own files say.
+struct Base {
+    sites: Vec<Site>,
+    weights: Box<dyn BaseWeights<Inner>>,
+    tied: Option<[String; 2]>,
 }
 
 impl DetachedAdapter {
@@ -92,9 +105,11 @@ impl DetachedAdapter {
         let path = adapter_folder(path)?;
         let mut folder = read(&path, alpha)?;
         let device = device()?;
-        let (sites, weights): (Vec<Site>, Box<dyn BaseWeights<Inner>>) = match model {
+        let Base { sites, weights, tied } = match model {
             Some(model) => base(model, &mut folder, &device)?,
-            None => (folder.own_sites::<Inner>(&path)?, Box::new(NoWeights)),
+            None => {
+                Base { sites: folder.own_sites::<Inner>(&path)?, weights: Box::new(NoWeights), tied: None }
+            }
         };
         let config = folder.config.clone();
         let (set, saved) = folder.into_set(&path, &sites, weights.as_ref(), &device).with_context(|| {
@@ -105,7 +120,20 @@ impl DetachedAdapter {
             }
         })?;
         warn_idle(&set, &path);
-        Ok(Self { config, sites, set, saved: saved.tensors, path, weights })
+        Ok(Self { config, sites, set, saved: saved.tensors, path, weights, tied })
+    }
+
+    /// The first of these saved modules that is adapted here.
+    pub(crate) fn adapts<'a>(&self, saved: &'a Self) -> Option<&'a str> {
+        let modules = saved.config.modules_to_save.iter().flatten();
+        let is_saved = |path: &str| {
+            modules.clone().any(|m| {
+                path.strip_suffix(m.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+            })
+        };
+        let paths = saved.saved.iter().filter_map(|tensor| tensor.name.strip_suffix(".weight"));
+        let mut paths = paths.filter(|path| is_saved(path));
+        paths.find(|path| self.set.slots().iter().any(|slot| slot.path == *path))
     }
 
     /// Its updates as low-rank matrices.
@@ -114,9 +142,12 @@ impl DetachedAdapter {
         updates.with_context(|| format!("{}: give the base model with --model", self.path.display()))
     }
 
-    /// Writes a set in place of this one's factors, with this one's head, config and labels.
+    /// Writes a set in place of this one's factors, with this one's head, config, labels and tokenizer.
     pub(crate) fn write(&self, set: &AdapterSet<Inner>, dir: &Path) -> Result<()> {
-        write_adapter(set, &self.sites, self.config.clone(), self.saved.clone(), dir)?;
+        let mut saved = self.saved.clone();
+        add_tied_head(&mut saved, self.tied.as_ref(), &self.config);
+        write_adapter(set, &self.sites, self.config.clone(), saved, dir)?;
+        copy_companions(&self.path, dir)?;
         let labels = self.path.join(LABELS_FILE);
         if lowrank_spec::is_present(&labels) {
             let bytes = lowrank_spec::read_file(&labels).with_context(|| labels.display().to_string())?;
@@ -124,6 +155,21 @@ impl DetachedAdapter {
         }
         Ok(())
     }
+}
+
+/// Adds the head to a saved table that stays tied: PEFT reads both names.
+pub(crate) fn add_tied_head(
+    saved: &mut Vec<HostTensor<'static>>,
+    tied: Option<&[String; 2]>,
+    config: &PeftConfig,
+) {
+    let Some([table, head]) = tied.filter(|_| config.ensure_weight_tying) else { return };
+    let [table, head] = [table, head].map(|module| format!("{module}.weight"));
+    if saved.iter().any(|tensor| tensor.name == head) {
+        return;
+    }
+    let table = saved.iter().find(|tensor| tensor.name == table).cloned();
+    saved.extend(table.map(|table| HostTensor { name: head, ..table }));
 }
 
 /// Writes an adapter folder.
@@ -137,36 +183,34 @@ pub(crate) fn write_adapter(
     Ok(AdapterFolder::from_set(set, sites, config, saved)?.write(dir)?)
 }
 
-/// Sites and weights of a model of any architecture, arranged for an adapter.
-fn base(
-    path: &Path,
-    adapter: &mut AdapterFolder,
-    device: &crate::backend::Device,
-) -> Result<(Vec<Site>, Box<dyn BaseWeights<Inner>>)> {
+/// A model of any architecture, arranged for an adapter.
+fn base(path: &Path, adapter: &mut AdapterFolder, device: &Device) -> Result<Base> {
+    fn of<M: Adaptable<Inner> + 'static>(mut model: M, adapter: &mut AdapterFolder) -> Result<Base> {
+        model.prepare(adapter)?;
+        let weights = Box::new(model.base_weights());
+        Ok(Base { sites: model.sites().to_vec(), weights, tied: model.tied() })
+    }
     let folder = open_model(path)?;
-    let level = HeadLevel::of_task(adapter.config.task_type.as_deref());
+    let (task, mapping) = (adapter.config.task_type.as_deref(), adapter.config.other.get("auto_mapping"));
+    let level = HeadLevel::of_adapter(task, mapping);
     if folder.kind() == ModelKind::Decoder && level.is_none() {
-        let mut model =
+        let model =
             Decoder::<Inner>::load(folder.path(), folder.decoder_config()?, Default::default(), device)?;
         warn_ignored(&model, folder.path());
-        model.prepare(adapter)?;
-        return Ok((model.sites().to_vec(), Box::new(model.base_weights())));
+        return of(model, adapter);
     }
     if folder.kind() == ModelKind::Seq2Seq {
-        let mut model =
+        let model =
             Seq2Seq::<Inner>::load(folder.path(), folder.seq2seq_config()?, Default::default(), device)?;
         warn_ignored(&model, folder.path());
-        model.prepare(adapter)?;
-        return Ok((model.sites().to_vec(), Box::new(model.base_weights())));
+        return of(model, adapter);
     }
     let config = folder.classifier_config()?;
     let config = match (HeadLevel::named(config.raw()), level) {
         (None, Some(level)) => config.at_level(level),
         _ => config,
     };
-    let mut model = Classifier::<Inner>::load(folder.path(), config, 0, device)?;
-    model.prepare(adapter)?;
-    Ok((model.sites().to_vec(), Box::new(model.base_weights())))
+    of(Classifier::<Inner>::load(folder.path(), config, 0, device)?, adapter)
 }
 
 /// `--rank` and `--energy`.
@@ -188,15 +232,15 @@ impl TruncationArgs {
             (None, Some(energy)) => Some(Truncation::Energy(energy)),
             (None, None) => None,
         };
-        ensure!(self.rank != Some(0), "--rank 0 is out of range; expected 1 or more");
+        ensure_usage!(self.rank != Some(0), "--rank 0 is out of range; expected 1 or more");
         if let Some(truncation) = &truncation {
-            truncation.validate()?;
+            truncation.validate().map_err(usage)?;
         }
         Ok(truncation)
     }
 
     /// The truncation.
     pub(crate) fn required(&self) -> Result<Truncation> {
-        self.truncation()?.context("give --rank or --energy")
+        self.truncation()?.ok_or_else(|| usage("give --rank or --energy"))
     }
 }

@@ -100,7 +100,7 @@ impl CalibrationArgs {
                 let rows = GlueDataset::read(data, task, Split::Train)?;
                 rows.examples().iter().map(|e| (e.text.clone(), e.pair.clone())).collect()
             }
-            _ => bail!("give --calibration, or --task and --data"),
+            _ => bail_usage!("give --calibration, or --task and --data"),
         };
         if samples.is_empty() {
             let name = self.calibration.as_deref().map_or("the task".into(), |p| p.display().to_string());
@@ -114,7 +114,7 @@ impl CalibrationArgs {
     /// Draws `--samples` of the samples.
     fn draw<T>(&self, samples: &mut Vec<T>) -> Result<()> {
         if self.samples == 0 {
-            bail!("--samples 0 is out of range; expected 1 or more");
+            bail_usage!("--samples 0 is out of range; expected 1 or more");
         }
         if samples.len() > self.samples {
             SplitMix64::new(self.seed).shuffle(samples);

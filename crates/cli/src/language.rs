@@ -13,7 +13,7 @@ use lowrank_models::{Decoder, LanguageModel, ModelFolder, Seq2Seq, Seq2SeqConfig
 
 use crate::adapter::{load_adapter, warn_ignored};
 use crate::backend::{Device, Inner};
-use crate::context::adapter_folder;
+use crate::context::{adapter_folder, open_with};
 
 /// A language model with an adapter over it, and its tokenizer, which does not truncate.
 pub(crate) struct Language<M = Decoder<Inner>> {
@@ -62,6 +62,11 @@ pub(crate) struct LanguageArgs {
 }
 
 impl LanguageArgs {
+    /// Opens the given model, with the tokenizer and the chat template of the adapter if its folder has them.
+    pub(crate) fn folder(&self) -> Result<ModelFolder> {
+        open_with(&self.model, self.adapter.as_deref())
+    }
+
     /// Loads the given language model and adapter.
     pub(crate) fn load(&self, folder: &ModelFolder, device: &Device) -> Result<Language> {
         self.load_as(folder, device)
@@ -73,7 +78,7 @@ impl LanguageArgs {
         let tokenizer = folder.tokenizer(None)?;
         warn_ignored(&model, folder.path());
         let adapters = match self.adapter.as_deref().map(adapter_folder).transpose()? {
-            Some(dir) => load_adapter(&mut model, &dir, device)?,
+            Some(dir) => load_adapter(&mut model, &dir, None, device)?,
             None => AdapterSet::empty(),
         };
         Ok(Language { model, adapters, tokenizer })

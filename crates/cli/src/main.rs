@@ -4,6 +4,8 @@
 
 #[macro_use]
 mod terminal;
+#[macro_use]
+mod usage;
 
 mod adapter;
 mod backend;
@@ -118,7 +120,9 @@ fn main() -> ExitCode {
             run(cli.command, &processes)
         })
     });
-    processes.end(result.err().map(|error| one_line(&error)).as_deref())
+    let Err(error) = result else { return processes.end(None) };
+    let code = processes.end(Some(&one_line(&error)));
+    if usage::is_usage(&error) { ExitCode::from(2) } else { code }
 }
 
 fn run(command: Command, processes: &processes::Processes) -> anyhow::Result<()> {

@@ -3,15 +3,18 @@
 
 use std::sync::LazyLock;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 use clap::ValueEnum;
 use clap::builder::PossibleValue;
-use lowrank_adapters::methods::{OptionKind, OptionSpec, Options};
+use lowrank_adapters::methods::{OptionKind, OptionSpec, Options, Sharing};
 use lowrank_adapters::{AdapterConfig, Grouping, Init, Method as AdapterMethod, Pattern, SuffixMap, Targets};
 use lowrank_models::config::{BodyConfig, ClassifierConfig, QkvNames};
 use lowrank_models::{Parameter, Part};
 use lowrank_spec::names::expert_of;
 use serde_json::{Map, Value, json};
+
+use crate::context::warn_unused;
+use crate::usage::usage;
 
 /// Which parameters are trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,8 +157,42 @@ pub(crate) struct AdapterArgs {
 }
 
 impl AdapterArgs {
+    /// Warns of options without effect under a method; `None` stands for a command without one.
+    pub(crate) fn warn_unused(&self, method: Option<Method>) {
+        let own: Vec<&str> = own_options().iter().map(|(option, _)| option.name).collect();
+        let Some(adapter) = method.and_then(Method::adapter) else {
+            let rule = if method.is_some() { "requires an adapter method" } else { "requires --method" };
+            warn_unused(false, &Self::OPTIONS, rule);
+            warn_unused(false, &own, rule);
+            return;
+        };
+        let rule = format!("has no effect under {adapter}");
+        let fields: Vec<String> = adapter.ignores.iter().map(|name| name.replace('-', "_")).collect();
+        warn_unused(false, &fields.iter().map(String::as_str).collect::<Vec<_>>(), &rule);
+        let shares = match adapter.sharing {
+            Sharing::Shape => true,
+            Sharing::ShapeIf(option) => self.own.0.get(option).is_some_and(|value| value != 0),
+            // VeRA's factors fit every shape.
+            Sharing::None | Sharing::All => false,
+        };
+        warn_unused(shares, &["by_kind"], &rule);
+    }
+
+    /// Warns of options that an adapter to start from decides.
+    pub(crate) fn warn_unused_beside_start(&self, method: AdapterMethod) {
+        let own: Vec<&str> = method.options.iter().map(|option| option.name).collect();
+        let rule = "is given by the adapter of --init-from";
+        warn_unused(false, &own, rule);
+        warn_unused(false, &["by_kind"], rule);
+    }
+
+    /// Whether the layers to adapt are named.
+    pub(crate) fn names_layers(&self) -> bool {
+        self.targets.is_some() || self.exclude.is_some() || self.layers.is_some()
+    }
+
     /// The fields that every adapter method has in common.
-    pub(crate) const OPTIONS: [&'static str; 12] = [
+    const OPTIONS: [&'static str; 12] = [
         "rank",
         "alpha",
         "rslora",
@@ -296,7 +333,7 @@ fn parse_pattern<T: std::str::FromStr>(option: &str, text: Option<&str>) -> Resu
     let parts = text.into_iter().flat_map(|text| text.split(','));
     let part = |part: &str| {
         let pair = part.rsplit_once('=').and_then(|(key, value)| Some((key, value.trim().parse().ok()?)));
-        let (key, value) = pair.with_context(|| format!("{option} {part}: expected key=number"))?;
+        let (key, value) = pair.ok_or_else(|| usage(format!("{option} {part}: expected key=number")))?;
         Ok((key.trim().to_string(), value))
     };
     parts.map(part).collect()
@@ -308,13 +345,15 @@ const MOST_LAYERS: usize = 100_000;
 /// `0,1,4-7`.
 pub(crate) fn parse_layers(text: &str) -> Result<Vec<usize>> {
     let number = |s: &str| {
-        s.trim().parse::<usize>().with_context(|| format!("--layers {text}: expected numbers, e.g. 0,1,4-7"))
+        s.trim()
+            .parse::<usize>()
+            .map_err(|_| usage(format!("--layers {text}: expected numbers, e.g. 0,1,4-7")))
     };
     let mut layers = Vec::new();
     for part in text.split(',') {
         let (from, to) = part.split_once('-').unwrap_or((part, part));
         let (from, to) = (number(from)?, number(to)?);
-        ensure!(
+        ensure_usage!(
             from <= to && to < MOST_LAYERS,
             "--layers {part}: expected a range from the lower to the higher layer, e.g. 4-7"
         );

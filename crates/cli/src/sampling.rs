@@ -1,11 +1,12 @@
 //! The sampling options of `generate` and `chat`, which override `generation_config.json`.
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use clap::Args;
 use lowrank_models::GenerationConfig;
 use lowrank_models::decoder::{Beams, Cutoffs, EarlyStopping, GenerationOptions, Sampling};
 
 use crate::context::warn_unused;
+use crate::usage::usage;
 
 /// Sampling options. Those not given are taken from the model's generation_config.json.
 #[derive(Args)]
@@ -49,8 +50,8 @@ impl SamplingArgs {
     /// Refuses values out of range before anything is loaded.
     pub(crate) fn check(&self) -> Result<()> {
         // In a model's file 0 leaves one token; here it is a mistake for greedy decoding.
-        ensure!(self.top_p != Some(0.0), "--top-p 0 is out of range; expected 0 < p <= 1");
-        self.sampling(&GenerationConfig::default()).check().map_err(anyhow::Error::msg)
+        ensure_usage!(self.top_p != Some(0.0), "--top-p 0 is out of range; expected 0 < p <= 1");
+        self.sampling(&GenerationConfig::default()).check().map_err(usage)
     }
 
     fn sampling(&self, config: &GenerationConfig) -> Sampling {
@@ -131,7 +132,7 @@ impl BeamArgs {
     pub(crate) fn add_to(&self, options: &mut GenerationOptions) -> Result<()> {
         let own = options.beams.unwrap_or_default();
         let count = self.num_beams.unwrap_or(own.count);
-        ensure!(count > 0, "--num-beams 0 is out of range; expected 1 or more");
+        ensure_usage!(count > 0, "--num-beams 0 is out of range; expected 1 or more");
         options.beams = (count > 1).then_some(Beams {
             count,
             length_penalty: self.length_penalty.unwrap_or(own.length_penalty),

@@ -73,6 +73,40 @@ fn counts_are_exact(#[case] model: &str, #[case] options: &[&str], #[case] key: 
     assert_eq!(object[key], count, "{object}");
 }
 
+/// What is counted is what finetune trains.
+#[rstest]
+#[case("lora", &["--bias", "all"])]
+#[case("lora", &["--bias", "lora-only", "--targets", "query,output.dense"])]
+#[case("bitfit", &[])]
+#[case("vera", &["--bias", "lora-only"])]
+fn the_count_is_that_of_a_run(#[case] method: &str, #[case] options: &[&str]) {
+    let (model, data) = (fixture("bert-cls"), tiny_data());
+    let out = data.path().join("run");
+    let files = ["--task", "sst2", "--data", s(data.path()), "-o", s(&out)];
+    let steps = ["--max-steps", "1", "--eval-every", "1"];
+    let options = [&["--method", method], options].concat();
+    let result = json_of(&[&["finetune", "--model", s(&model)], &files[..], &steps, &options].concat());
+    let counted = json_of(&[&["inspect", s(&model), "--labels", "2"], &options[..]].concat());
+    assert_eq!((&counted["trainable"], &counted["total"]), (&result["trainable"], &result["total"]));
+}
+
+/// An option that a method does not have is reported once; the run goes on.
+#[rstest]
+#[case(&["--method", "vera", "--alpha", "3"], "--alpha has no effect under vera")]
+#[case(&["--method", "lora-xs", "--lora-plus", "3"], "--lora-plus has no effect under lora-xs")]
+#[case(&["--method", "lora", "--by-kind"], "--by-kind has no effect under lora")]
+#[case(&["--method", "lowrank", "--alpha-pattern", "query=3"], "--alpha-pattern has no effect under lowrank")]
+#[case(&["--method", "full", "--tt-rank", "3"], "--tt-rank requires an adapter method")]
+fn options_without_effect_are_said(#[case] options: &[&str], #[case] part: &str) {
+    let (model, data) = (fixture("bert-cls"), tiny_data());
+    let out = data.path().join("run");
+    let files = ["--task", "sst2", "--data", s(data.path()), "-o", s(&out)];
+    let steps = ["--max-steps", "1", "--eval-every", "1"];
+    let (_, shown) =
+        common::run(&[&["finetune", "--model", s(&model)], &files[..], &steps, options].concat());
+    assert_eq!(shown.matches(part).count(), 1, "{shown}");
+}
+
 fn tiny_data() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path().join("SST-2");
@@ -153,7 +187,7 @@ fn resizing_to_the_same_rank_changes_nothing_and_to_less_a_little() {
         assert_eq!(module["to"], 1);
         assert!(module["relative_error"].as_f64().unwrap() > 0.0);
     }
-    run(&["resize", "--adapter", s(&adapter), "-o", s(&out.path().join("none"))]).code(1);
+    run(&["resize", "--adapter", s(&adapter), "-o", s(&out.path().join("none"))]).code(2);
 }
 
 #[test]

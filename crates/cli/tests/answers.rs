@@ -13,7 +13,7 @@ use rstest::rstest;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use common::{fails_after_warnings, fixture, json_of, run, s};
+use common::{fails_after_warnings, fixture, json_of, misused, run, s};
 
 const CONTEXTS: [(&str, &str, &str); 4] = [
     ("Who walked home?", "The king walked home before the rain came down.", "The king"),
@@ -265,12 +265,6 @@ fn bad_questions_are_refused_in_one_line() {
     refused(&base, "ok.jsonl", &["--class-weights", "balanced"], "--class-weights applies to");
     refused(&base, "ok.jsonl", &["--max-length", "16", "--doc-stride", "14"], "--doc-stride) is 14");
     refused(
-        &base,
-        "w.conll",
-        &["--max-answer-len", "4"],
-        "--max-answer-len applies to question answering only",
-    );
-    refused(
         &fixture("seq2seq-t5"),
         "ok.jsonl",
         &[],
@@ -297,8 +291,9 @@ fn bad_questions_are_refused_in_one_line() {
         &["evaluate", "--model", s(&fixture("bert-cls")), "--dev", &ok],
         "ok.jsonl: holds questions",
     );
-    fails_after_warnings(
-        &["predict", "--model", s(&fixture("bert-cls")), "--text", "a", "--max-answer-len", "3"],
-        "--max-answer-len applies to question answering only",
-    );
+    let only = "--max-answer-len applies to question answering only";
+    let classes = fixture("bert-cls");
+    misused(&["predict", "--model", s(&classes), "--text", "a", "--max-answer-len", "3"], only);
+    let words = files.path("w.conll");
+    misused(&finetune(s(&base), &words, &out, &["--method", "head", "--max-answer-len", "4"]), only);
 }

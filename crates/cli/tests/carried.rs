@@ -10,9 +10,9 @@ use std::path::Path;
 
 use lowrank_checkpoint::{Checkpoint, FloatType, HostTensor, write_safetensors};
 use rstest::rstest;
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use common::{config_of, copy, fixture, json_of, lowrank, run, s};
+use common::{config_of, copy, edit, fixture, json_of, lowrank, run, s};
 
 fn error_of(args: &[&str]) -> String {
     let error = String::from_utf8(lowrank(args).assert().code(1).get_output().stderr.clone()).unwrap();
@@ -132,6 +132,70 @@ fn combining_keeps_what_any_of_them_carries() {
         s(&out.path().join("three")),
     ]);
     assert!(error.contains("task_type"), "{error}");
+}
+
+/// PEFT reads one module from one folder either whole or adapted.
+#[test]
+fn a_module_that_is_saved_in_one_and_adapted_in_another_is_refused() {
+    let out = tempfile::tempdir().unwrap();
+    let pair = ["peft-small-llama-save-both", "peft-small-llama-lora-head"].map(fixture);
+    let args = ["combine", "--adapter", s(&pair[0]), "--adapter", s(&pair[1]), "--how", "cat", "-o"];
+    let error = error_of(&[&args[..], &[s(&out.path().join("both"))]].concat());
+    assert!(error.contains("'lm_head' is saved in full in") && error.contains("adapted in"), "{error}");
+}
+
+/// A table that stays tied is written under both of its names, as PEFT reads it.
+#[test]
+fn a_tied_head_is_written_with_its_table() {
+    let (base, out) = (fixture("small-qwen2"), tempfile::tempdir().unwrap());
+    let adapter = fixture("peft-small-qwen2-save-embedding-tied");
+    let made = out.path().join("lora");
+    let with_model = ["--adapter", s(&adapter), "--model", s(&base), "-o", s(&made)];
+    run(&[&["convert", "--to", "lora"], &with_model[..]].concat());
+    let names = |dir: &Path| -> Vec<String> {
+        let checkpoint = Checkpoint::open(dir.join("adapter_model.safetensors")).unwrap();
+        let tables =
+            checkpoint.names().filter(|name| name.contains("embed_tokens") || name.contains("lm_head"));
+        tables.map(str::to_owned).collect()
+    };
+    assert_eq!(names(&made), names(&adapter));
+    assert!(names(&made).iter().any(|name| name.contains("lm_head")));
+}
+
+/// A folder without a task says by the class of its model what its head labels; the task of the start is not that of the run.
+#[test]
+fn the_task_is_that_of_the_class_or_of_the_run() {
+    let base = fixture("bert-encoder");
+    let out = tempfile::tempdir().unwrap();
+    let (tags, first) = (out.path().join("tags.conll"), out.path().join("first"));
+    fs::write(&tags, "the O\ncat B-X\n\nthe O\ndog B-X\n").unwrap();
+    let steps = ["--method", "lora", "--max-steps", "2", "--eval-every", "2"];
+    let files = ["--train", s(&tags), "--dev", s(&tags), "-o", s(&first)];
+    run(&[&["finetune", "--model", s(&base)], &files[..], &steps].concat());
+    let adapter = first.join("adapter");
+    let predict = || {
+        let args = ["predict", "--model", s(&base), "--adapter", s(&adapter), "--text", "the cat"];
+        json_of(&args)["rows"].clone()
+    };
+    let expect = predict();
+    assert!(expect[0]["words"].is_array() || expect[0]["entities"].is_array(), "{expect}");
+    let task = |task: Value, class: Value| {
+        edit(&adapter.join("adapter_config.json"), |config| {
+            config["task_type"] = task;
+            config["auto_mapping"] = class;
+        });
+        edit(&adapter.join("labels.json"), |labels| labels["task_type"] = Value::Null);
+    };
+    let class = json!({"base_model_class": "BertForTokenClassification", "parent_library": "transformers"});
+    task(Value::Null, class);
+    assert_eq!(predict(), expect);
+
+    task(json!("FEATURE_EXTRACTION"), Value::Null);
+    fs::remove_file(adapter.join("labels.json")).unwrap();
+    let (data, second) = (rows(out.path()), out.path().join("second"));
+    let files = ["--train", s(&data), "--dev", s(&data), "-o", s(&second), "--init-from", s(&adapter)];
+    run(&[&["finetune", "--model", s(&base)], &files[..], &steps].concat());
+    assert_eq!(config_of(&second.join("adapter"), "adapter_config.json")["task_type"], "SEQ_CLS");
 }
 
 fn rows(dir: &Path) -> std::path::PathBuf {

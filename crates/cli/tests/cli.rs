@@ -11,7 +11,7 @@ use rstest::rstest;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use common::{copy, edit, fails, fixture, json_of, lowrank, run, s};
+use common::{copy, edit, fails, fixture, json_of, lowrank, misused, run, s};
 
 /// A GLUE root with a tiny SST-2 that a word gives away.
 fn tiny_data() -> TempDir {
@@ -453,16 +453,11 @@ fn finetune<'a>(model: &'a str, data: &'a str, out: &'a str, extra: &[&'a str]) 
 #[rstest]
 #[case(&["--targets", "qurey"], "no layer matches 'qurey'; nearest: 'query' (2 layers)")]
 #[case(&["--targets", "(query"], "not a valid regular expression")]
-#[case(&["--lr", "NaN"], "lr = NaN is out of range")]
 #[case(&["--rank", "0"], "rank 0 is out of range")]
 #[case(&["--rank", "4000"], "rank 4000 is out of range")]
 #[case(&["--alpha", "-1"], "alpha = -1 is out of range")]
 #[case(&["--dropout", "1.5"], "dropout = 1.5 is out of range")]
-#[case(&["--batch-size", "0"], "batch-size = 0 is out of range")]
 #[case(&["--max-length", "9999"], "exceeds the model's limit")]
-#[case(&["--epochs", "0"], "epochs = 0 is out of range")]
-#[case(&["--layers", "first"], "expected numbers")]
-#[case(&["--layers", "0-999999999999"], "expected a range")]
 #[case(&["--layers", "99"], "layer 99 does not exist: the model has 2")]
 #[case(&["--exclude", "query,value"], "is left; check the exclusion")]
 #[case(&["--rank-pattern", "nope=4"], "no adapted layer ends in 'nope'")]
@@ -471,6 +466,19 @@ fn bad_options_are_one_line_and_leave_nothing_behind(#[case] extra: &[&str], #[c
     let run = out.path().join("run");
     let model = fixture("bert-cls");
     fails(&finetune(s(&model), s(data.path()), s(&run), extra), part);
+    assert!(!run.exists(), "nothing half-written stays behind");
+}
+
+#[rstest]
+#[case(&["--lr", "NaN"], "lr = NaN is out of range")]
+#[case(&["--batch-size", "0"], "batch-size = 0 is out of range")]
+#[case(&["--epochs", "0"], "epochs = 0 is out of range")]
+#[case(&["--layers", "first"], "expected numbers")]
+#[case(&["--layers", "0-999999999999"], "expected a range")]
+fn options_out_of_range_are_wrong_usage(#[case] extra: &[&str], #[case] part: &str) {
+    let (data, out) = (tiny_data(), tempfile::tempdir().unwrap());
+    let run = out.path().join("run");
+    misused(&finetune(s(&fixture("bert-cls")), s(data.path()), s(&run), extra), part);
     assert!(!run.exists(), "nothing half-written stays behind");
 }
 
@@ -517,6 +525,35 @@ fn bad_files_are_named() {
 fn usage_errors_exit_with_2() {
     lowrank(&["finetune", "--model", "m"]).assert().code(2);
     lowrank(&["fly"]).assert().code(2);
+}
+
+/// What no model could make right is wrong usage, in one line.
+#[rstest]
+#[case(&["merge", "-o", "out"], "nothing to merge: give --adapter")]
+#[case(&["merge", "--adapter", "a", "--max-length", "9", "-o", "out"], "--max-length applies to texts")]
+#[case(&["perplexity"], "nothing to do: give --text, --file or --rows")]
+#[case(&["perplexity", "--text", "a", "--loss-on", "all"], "--loss-on requires --rows")]
+#[case(&["embed"], "nothing to do: give --text or --file")]
+#[case(&["embed", "--text-pair", "a"], "does not follow a --text")]
+#[case(&["generate", "--prompt", "a", "--render"], "--render requires --messages")]
+#[case(&["generate", "--prompt", "a", "--temperature=-1"], "temperature -1")]
+#[case(&["compress", "--method", "svd", "--ratio", "2", "-o", "out"], "ratio = 2 is out of range")]
+#[case(&["compress", "--method", "whitened", "--ratio", "0.5", "-o", "out"], "whitened needs activations")]
+#[case(&["compress", "--bits", "7", "-o", "out"], "--bits 7 is not supported")]
+#[case(&["convert", "--to", "lora", "-o", "out"], "give --adapter")]
+fn wrong_usage_is_named_in_one_line(#[case] args: &[&str], #[case] part: &str) {
+    let model = fixture("small-llama");
+    misused(&[&args[..1], &["--model", s(&model)], &args[1..]].concat(), part);
+}
+
+#[rstest]
+#[case(&["inspect", "m", "--spectrum", "--rank", "3"], "--rank does not apply to --spectrum")]
+#[case(&["inspect", "m", "--against", "n", "--labels", "3"], "--labels does not apply to --against")]
+#[case(&["resize", "--adapter", "a", "-o", "out"], "give --rank or --energy")]
+#[case(&["resize", "--adapter", "a", "--rank", "0", "-o", "out"], "--rank 0 is out of range")]
+#[case(&["combine", "--adapter", "a=x", "--how", "cat", "-o", "out"], "expected a folder and a weight")]
+fn wrong_usage_needs_no_files(#[case] args: &[&str], #[case] part: &str) {
+    misused(args, part);
 }
 
 /// A launcher's processes would write to one output.

@@ -13,7 +13,7 @@ use rstest::rstest;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use common::{fails, fixture, json_of, run, s};
+use common::{fails, fixture, json_of, misused, run, s};
 
 /// Lines to calibrate on, and a GLUE root whose SST-2 a word gives away.
 fn texts() -> TempDir {
@@ -348,16 +348,17 @@ fn bad_requests_are_one_line() {
         (&["--ratio", "0"][..], "ratio = 0 is out of range"),
         (&["--ratio", "1"], "ratio = 1 is out of range"),
         (&["--ratio", "-0.5"], "ratio = -0.5 is out of range"),
-        (&["--ranks", "q_porj=3"], "no layer matches 'q_porj'; nearest: 'q_proj'"),
         (&["--ranks", "q_proj"], "is not NAME=RANK"),
         (&["--ratio", "0.2", "--method", "whitened"], "give --calibration"),
         (&["--ratio", "0.2", "--method", "fwsvd"], "give --task"),
         (&["--ratio", "0.2", "--recover", "distill"], "give --calibration"),
     ] {
         let args = with(extra);
-        fails(&args.iter().map(String::as_str).collect::<Vec<_>>(), part);
+        misused(&args.iter().map(String::as_str).collect::<Vec<_>>(), part);
         assert!(!out.exists());
     }
+    let args = [&base[..], &["--ranks", "q_porj=3"]].concat();
+    fails(&args, "no layer matches 'q_porj'; nearest: 'q_proj'");
     let args = [&base[..], &["--ratio", "0.2", "--calibration", s(&empty)]].concat();
     fails(&args, "the calibration text is empty");
     fails(

@@ -258,7 +258,12 @@ fn a_run_that_does_not_fit_into_its_memory_is_refused() {
 
 #[track_caller]
 fn fails(bench: &Bench, rows: &str, dev: &str, extra: &[&str], part: &str) {
-    let output = bench.command(rows, dev, "run", extra).assert().code(1).get_output().clone();
+    fails_with(1, bench, [rows, dev], extra, part);
+}
+
+#[track_caller]
+fn fails_with(code: i32, bench: &Bench, [rows, dev]: [&str; 2], extra: &[&str], part: &str) {
+    let output = bench.command(rows, dev, "run", extra).assert().code(code).get_output().clone();
     let error = String::from_utf8(output.stderr).unwrap();
     assert!(error.contains(part), "{error}");
     assert_eq!(error.trim_end().lines().count(), 1, "one line: {error}");
@@ -272,14 +277,9 @@ fn wrong_options_and_rows_are_one_line() {
     let with = |extra: &[&'static str]| [&lora[..], extra].concat();
     fails(&bench, "train.jsonl", "pairs.jsonl", &lora, "cannot be mixed");
     fails(&bench, "train.jsonl", "dev.jsonl", &with(&["--beta", "0.2"]), "require preferences");
-    fails(&bench, "pairs.jsonl", "pairs-dev.jsonl", &with(&["--beta", "0"]), "beta = 0 is out of range");
-    fails(
-        &bench,
-        "pairs.jsonl",
-        "pairs-dev.jsonl",
-        &with(&["--label-smoothing", "0.5"]),
-        "label-smoothing = 0.5",
-    );
+    let pairs = ["pairs.jsonl", "pairs-dev.jsonl"];
+    fails_with(2, &bench, pairs, &with(&["--beta", "0"]), "beta = 0 is out of range");
+    fails_with(2, &bench, pairs, &with(&["--label-smoothing", "0.5"]), "label-smoothing = 0.5");
     fails(&bench, "train.jsonl", "dev.jsonl", &with(&["--batch-tokens", "3"]), "raise it, or cut rows");
     fails(
         &bench,

@@ -11,7 +11,7 @@ use lowrank_checkpoint::{Checkpoint, FloatType, write_safetensors};
 use lowrank_spec::HostTensor;
 use serde_json::{Value, json};
 
-use common::{fails, fixture, json_of, lowrank, s};
+use common::{fails, fixture, json_of, lowrank, misused, s};
 
 fn golden(name: &str) -> Value {
     serde_json::from_str(&fs::read_to_string(fixture(name).join("expected.json")).unwrap()).unwrap()
@@ -182,12 +182,12 @@ fn mistakes_are_told_in_one_line() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("bytes.txt");
     fs::write(&file, [0xff, 0xfe, 0x41]).unwrap();
-    fails(&["generate", "--model", m, "--prompt", "a", "--top-p", "0"], "top-p 0 is out of range");
-    fails(&["generate", "--model", m, "--prompt", "a", "--temperature=-1"], "temperature -1");
+    misused(&["generate", "--model", m, "--prompt", "a", "--top-p", "0"], "top-p 0 is out of range");
+    misused(&["generate", "--model", m, "--prompt", "a", "--temperature=-1"], "temperature -1");
     fails(&["generate", "--model", m, "--prompt", &"word ".repeat(200)], "the model takes 1..=128");
     fails(&["generate", "--model", s(&fixture("bert-cls")), "--prompt", "a"], "is an encoder; a decoder");
     fails(&["generate", "--model", "no/such-model", "--prompt", "a"], "no such folder");
-    fails(&["perplexity", "--model", m], "nothing to do");
+    misused(&["perplexity", "--model", m], "nothing to do");
     fails(&["perplexity", "--model", m, "--text", "a", "--max-length", "1"], "leaves nothing to predict");
     fails(&["perplexity", "--model", m, "--text", ""], "at least one predicted token");
     fails(&["perplexity", "--model", m, "--file", s(&file)], "line 1 is not UTF-8 text");

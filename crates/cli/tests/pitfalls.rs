@@ -13,7 +13,7 @@ use lowrank_checkpoint::{Checkpoint, FloatType, HostTensor, write_safetensors};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use common::{copy, edit, fails_after_warnings, fixture, json_of, run, s};
+use common::{copy, edit, fails_after_warnings, fixture, json_of, misused, run, s};
 
 fn folder(parent: &TempDir, name: &str) -> String {
     s(&parent.path().join(name)).to_owned()
@@ -225,15 +225,15 @@ fn options_that_would_do_nothing_are_refused() {
     let to = folder(&out, "x");
     let adapter = s(&adapter);
     let combine = ["combine", "--adapter", adapter, "--adapter", adapter, "--how", "linear", "--rank", "3"];
-    fails_after_warnings(&[&combine[..], &["-o", &to]].concat(), "linear and cat keep every rank");
+    misused(&[&combine[..], &["-o", &to]].concat(), "linear and cat keep every rank");
     fails_after_warnings(&["inspect", adapter, "--method", "lora"], "are for models");
     let perplexity = ["perplexity", "--model", s(&model)];
     let rows = ["--rows", "rows.jsonl", "--stride", "8"];
-    fails_after_warnings(&[&perplexity[..], &rows].concat(), "--stride requires --file");
+    misused(&[&perplexity[..], &rows].concat(), "--stride requires --file");
     let loss = ["--text", "a", "--loss-on", "all"];
-    fails_after_warnings(&[&perplexity[..], &loss].concat(), "--loss-on requires --rows");
+    misused(&[&perplexity[..], &loss].concat(), "--loss-on requires --rows");
     let compress = ["compress", "--model", s(&model), "-o", &to];
-    fails_after_warnings(&[&compress[..], &["--ranks", "q_proj=4,q_proj=5"]].concat(), "given two ranks");
+    misused(&[&compress[..], &["--ranks", "q_proj=4,q_proj=5"]].concat(), "given two ranks");
     fails_after_warnings(
         &[&compress[..], &["--ratio", "0.3", "--layers", "7"]].concat(),
         "layer 7 does not exist",
@@ -248,16 +248,16 @@ fn options_that_would_do_nothing_are_refused() {
         (&["--sides", "one"], "--sides requires --method shared"),
         (&["--tt-order", "3"], "--tt-order requires --method tt or auto"),
     ] {
-        fails_after_warnings(&[&calibrated[..], more].concat(), part);
+        misused(&[&calibrated[..], more].concat(), part);
     }
     for (more, part) in [
         (&["--energy", "0.9", "--allocation", "uniform"][..], "--allocation requires --ratio"),
         (&["--error", "0.1", "--of", "file"], "--of requires --ratio"),
         (&["--bits", "4", "--always-factor"], "--always-factor applies to methods that factor"),
     ] {
-        fails_after_warnings(&[&compress[..], more].concat(), part);
+        misused(&[&compress[..], more].concat(), part);
     }
-    fails_after_warnings(&[&calibrated[..], &recover].concat(), "a learning rate above 0");
+    misused(&[&calibrated[..], &recover].concat(), "a learning rate above 0");
     let (_, warning) = run(&calibrated);
     assert!(warning.contains("tokens of calibration text"), "{warning}");
 }

@@ -11,7 +11,7 @@ use rstest::rstest;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use common::{copy, edit, fails, fixture, json_of, lowrank, s};
+use common::{copy, edit, fails, fixture, json_of, lowrank, misused, run, s};
 
 /// A model in blocks, and rows beside it.
 struct Bench {
@@ -319,6 +319,64 @@ fn a_method_that_cannot_be_read_has_an_error_and_no_note(
     fails(&["perplexity", "--model", s(folder.path()), "--text", "a cat"], part);
 }
 
+/// The choices of `auto` include factors in place of a matrix: fewer bytes than the smallest formats take.
+#[test]
+fn a_budget_below_the_smallest_formats_is_met_by_factors() {
+    let (model, dir) = (fixture("llama-tied"), tempfile::tempdir().unwrap());
+    let text = dir.path().join("text.txt");
+    fs::write(&text, "the cat sat on the mat.\nthe dog sat on the hat.\n").unwrap();
+    let compress = |name: &str, extra: &[&str]| {
+        let out = dir.path().join(name);
+        let args = ["compress", "--model", s(&model), "--calibration", s(&text), "-o", s(&out), "--json"];
+        lowrank(&[&args[..], extra].concat()).output().unwrap()
+    };
+    let refused = compress("none", &["--bytes", "1K", "--method", "quant+lowrank"]);
+    let refused = String::from_utf8(refused.stderr).unwrap();
+    let least = refused.split("at least ").nth(1).and_then(|rest| rest.split(',').next()).unwrap();
+    let below = (least.parse::<u64>().unwrap() - 600).to_string();
+    let made = compress("small", &["--bytes", &below]);
+    let report: Value = serde_json::from_slice(&made.stdout).unwrap();
+    let modules = report["modules"].as_array().unwrap();
+    assert!(modules.iter().any(|module| module["kind"] == "low_rank"), "{report}");
+    let small = dir.path().join("small");
+    let bytes = fs::metadata(small.join("model.safetensors")).unwrap().len();
+    assert!(bytes <= below.parse().unwrap() && report["file"]["after"] == bytes);
+    assert!(perplexity(&small, None).is_finite());
+}
+
+/// A head is trained in f32 beside a base in blocks, whatever the type of the file.
+#[test]
+fn a_head_is_trained_beside_blocks_of_a_half_precision_model() {
+    let bench = Bench::new("llama-tied", &["--bits", "8"]);
+    let half = bench.path("half");
+    let dense = fixture("llama-tied");
+    json_of(&[
+        "compress",
+        "--model",
+        s(&dense),
+        "--method",
+        "svd",
+        "--ranks",
+        "q_proj=1",
+        "--dtype",
+        "bf16",
+        "-o",
+        s(&half),
+    ]);
+    let args = bench.tune(&half, "run", &["--method", "head", "--base-bits", "8"]);
+    let result = json_of(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    assert!(result["dev_loss"].as_f64().is_some_and(f64::is_finite), "{result}");
+}
+
+#[test]
+fn matrices_that_are_in_blocks_already_are_said() {
+    let bench = Bench::new("llama-tied", &["--bits", "8"]);
+    let args = bench.tune(&bench.path("small"), "run", &["--method", "lora", "--base-bits", "4"]);
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let (_, shown) = run(&args);
+    assert!(shown.contains("matrices are quantized already and keep their formats"), "{shown}");
+}
+
 #[test]
 fn what_would_train_blocks_is_refused() {
     let bench = Bench::new("llama-tied", &["--bits", "8"]);
@@ -337,15 +395,21 @@ fn what_would_train_blocks_is_refused() {
         &["--method", "head"],
         "--method head trains 'model.embed_tokens.weight', which is quantized",
     );
-    refused(&dense, &["--method", "full", "--base-bits", "4"], "--base-bits freezes the base");
-    refused(&dense, &["--method", "lora", "--base-bits", "5"], "choose 4 or 8");
+    for (extra, part) in [
+        (["--method", "full", "--base-bits", "4"], "--base-bits freezes the base"),
+        (["--method", "lora", "--base-bits", "5"], "choose 4 or 8"),
+    ] {
+        let args = bench.tune(&dense, "run", &extra);
+        misused(&args.iter().map(String::as_str).collect::<Vec<_>>(), part);
+    }
     let out = bench.path("again");
     let compress = |extra: &[&str], part: &str| {
-        fails(&[&["compress", "--model", s(&dense), "-o", s(&out)][..], extra].concat(), part);
+        misused(&[&["compress", "--model", s(&dense), "-o", s(&out)][..], extra].concat(), part);
     };
     compress(&["--bits", "7"], "--bits 7 is not supported");
     compress(&["--method", "svd", "--bits", "8"], "--bits alone requires quant");
     compress(&["--method", "svd", "--bytes", "1M"], "--bytes requires quant, quant+lowrank or auto");
-    compress(&["--method", "quant", "--ratio", "0.2", "--bits", "8"], "not --ratio");
+    let ratio = ["--method", "quant", "--ratio", "0.2", "--bits", "8"];
+    fails(&[&["compress", "--model", s(&dense), "-o", s(&out)], &ratio[..]].concat(), "not --ratio");
     fails(&["compress", "--model", s(&small), "-o", s(&out), "--bits", "8"], "compressed already (quant)");
 }

@@ -100,8 +100,16 @@ impl ChatTemplate {
     /// # Errors
     /// A file that cannot be read, is malformed, or contains a template with a syntax error.
     pub fn from_folder(folder: &Path) -> Result<Option<Self>> {
+        Self::from_folders(folder, folder)
+    }
+
+    /// The template of a folder, with the special tokens of the tokenizer in another one.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::from_folder`].
+    pub fn from_folders(folder: &Path, tokenizer: &Path) -> Result<Option<Self>> {
         let Some(found) = source::find(folder)? else { return Ok(None) };
-        let special_tokens = crate::tokenize::special_tokens(folder)?;
+        let special_tokens = crate::tokenize::special_tokens(tokenizer)?;
         Self::compile(&found.path, found.templates, special_tokens).map(Some)
     }
 

@@ -91,6 +91,17 @@ pub struct TextTokenizer {
     of_words: OnceLock<Option<Tokenizer>>,
 }
 
+/// Whether a folder has a tokenizer: one of the files that [`TextTokenizer::from_folder`] reads.
+pub fn has_tokenizer(folder: &Path) -> bool {
+    has_vocabulary(folder) || sentencepiece::only_file(folder).is_some()
+}
+
+/// Whether a folder has a vocabulary other than a SentencePiece model.
+fn has_vocabulary(folder: &Path) -> bool {
+    let has = |name: &str| has_file(folder.join(name));
+    has("tokenizer.json") || has("vocab.txt") || (has("vocab.json") && has("merges.txt"))
+}
+
 impl TextTokenizer {
     /// Loads the tokenizer of a model folder, or of a GGUF file by its metadata: `tokenizer.json`, or else
     /// `vocab.txt` (WordPiece of BERT or MPNet), or else `vocab.json` with `merges.txt` (byte-level BPE of GPT-2, RoBERTa,

@@ -157,6 +157,20 @@ impl<B: Backend> Classifier<B> {
         (Self { body, dense, norm, output, info }, sites)
     }
 
+    /// Divides the parameters as loading from a checkpoint does: a pooler that the checkpoint holds belongs to the body, not to
+    /// the head.
+    #[must_use]
+    pub fn divided_as_in(mut self, checkpoint: &Checkpoint) -> Self {
+        if let Some(head) = self.info.names() {
+            let key = format!("{}.weight", head.dense);
+            let is_it = |name: &str| {
+                name.strip_suffix(&key).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+            };
+            self.info.dense_in_head = head.dense_is_head || !checkpoint.names().any(is_it);
+        }
+        self
+    }
+
     /// Loads a Hugging Face folder: with this head, with another head, or without any.
     ///
     /// Head tensors that are missing, or made for another number of labels or [level](HeadLevel), keep values drawn from

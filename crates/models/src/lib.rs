@@ -49,6 +49,7 @@ pub use language::LanguageModel;
 pub use masked_lm::MaskedLm;
 pub use projection::Projection;
 pub use run::Run;
+pub use save::copy_companions;
 pub use seq2seq::{PairBatch, Seq2Seq};
 pub use stack::{Parameters, Stack};
 pub use stored::{Blocks, Stored};

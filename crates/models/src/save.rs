@@ -51,8 +51,6 @@ pub(crate) fn write_folder(
     mut config: Map<String, Value>,
     dtype: FloatType,
 ) -> Result<()> {
-    let file_error =
-        |path: &Path, e: std::io::Error| ModelError::File { path: path.to_path_buf(), reason: e.to_string() };
     note_formats(&mut config, blocks)?;
     std::fs::create_dir_all(dir).map_err(|e| file_error(dir, e))?;
     let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
@@ -65,6 +63,15 @@ pub(crate) fn write_folder(
     }
     let json = serde_json::to_string_pretty(&config).map_err(|e| file_error(dir, e.into()))?;
     write_atomic(dir.join("config.json"), format!("{json}\n").as_bytes())?;
+    copy_companions(source, dir)
+}
+
+/// Copies the files of a model that go with any weights: tokenizer, templates, generation settings, pooling, the preparation
+/// of pictures. Those that `dir` has are replaced.
+///
+/// # Errors
+/// Files that cannot be read or written.
+pub fn copy_companions(source: &Path, dir: &Path) -> Result<()> {
     let mut companions: Vec<PathBuf> = companions().map(PathBuf::from).collect();
     if source.is_dir() {
         companions.extend(nested_companions(source).map_err(|e| file_error(source, e))?);
@@ -81,6 +88,10 @@ pub(crate) fn write_folder(
         }
     }
     Ok(())
+}
+
+fn file_error(path: &Path, error: std::io::Error) -> ModelError {
+    ModelError::File { path: path.to_path_buf(), reason: error.to_string() }
 }
 
 /// Whether all experts are dense floats; others are written one by one, which only this program reads.

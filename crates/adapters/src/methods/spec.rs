@@ -32,6 +32,8 @@ pub struct MethodSpec {
     pub any_rank: bool,
     /// Options of this method only.
     pub options: &'static [OptionSpec],
+    /// Hyper-parameters of other methods that have no effect on this one, by their names on the command line.
+    pub ignores: &'static [&'static str],
     /// Suffix after a module's path in the keys of its files; a module with one of these is adapted.
     pub keys: &'static [&'static str],
     /// Whether a config of the same `peft_type` means this method.
@@ -55,6 +57,7 @@ impl MethodSpec {
             takes_embeddings: false,
             any_rank: false,
             options: &[],
+            ignores: &[],
             keys: &[],
             is_of: |_| true,
             adopts: |_| false,

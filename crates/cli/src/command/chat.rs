@@ -13,7 +13,6 @@ use serde_json::Value;
 use signal_hook::consts::SIGINT;
 
 use crate::backend::{Device, device};
-use crate::context::open_model;
 use crate::language::{Language, LanguageArgs, render};
 use crate::sampling::SamplingArgs;
 use crate::stream::{Stream, cut};
@@ -79,7 +78,7 @@ struct Chat<'a> {
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<()> {
     args.sampling.check()?;
-    let folder = open_model(&args.model.model)?;
+    let folder = args.model.folder()?;
     ensure!(
         folder.kind() != ModelKind::Seq2Seq,
         "{}: is {}, which does not hold conversations; give its source with generate --prompt",

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 use lowrank_adapters::AdapterSet;
 use lowrank_adapters::algebra::{Combination, combine};
@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use crate::adapter::{DetachedAdapter, TruncationArgs};
 use crate::backend::{Inner, device};
 use crate::context::{LABELS_FILE, new_folder, print_json, warn_unused, write_folder};
+use crate::usage::usage;
 
 /// Method of combination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -66,15 +67,15 @@ fn parse(text: &str) -> Result<(PathBuf, f64)> {
     };
     let weight: f64 = weight
         .parse()
-        .with_context(|| format!("--adapter {text}: expected a folder and a weight, e.g. A=0.5"))?;
-    ensure!(weight.is_finite(), "--adapter {text}: the weight is not finite");
+        .map_err(|_| usage(format!("--adapter {text}: expected a folder and a weight, e.g. A=0.5")))?;
+    ensure_usage!(weight.is_finite(), "--adapter {text}: the weight is not finite");
     Ok((path.into(), weight))
 }
 
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<()> {
     let truncation = args.truncation.truncation()?;
-    ensure!(
+    ensure_usage!(
         truncation.is_none() || !matches!(args.how, How::Linear | How::Cat),
         "--rank and --energy are for svd, ties and dare; linear and cat keep every rank (lowrank resize truncates)"
     );
@@ -86,6 +87,18 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let mut adapters = Vec::new();
     for (path, weight) in &given {
         adapters.push((DetachedAdapter::read(path, None, args.model.as_deref())?, *weight));
+    }
+    for ((saved, _), (other, _)) in
+        adapters.iter().flat_map(|one| adapters.iter().map(move |other| (one, other)))
+    {
+        if let Some(module) = other.adapts(saved).filter(|_| saved.path != other.path) {
+            bail!(
+                "'{module}' is saved in full in {} and adapted in {}, which PEFT cannot read from one folder; merge one of them \
+                 into the model first",
+                saved.path.display(),
+                other.path.display()
+            );
+        }
     }
     let parts = adapters.iter().map(|(adapter, weight)| Ok((adapter.updates()?, *weight)));
     let parts = parts.collect::<Result<Vec<_>>>()?;

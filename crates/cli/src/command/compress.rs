@@ -22,6 +22,7 @@ use crate::context::{check_effect, model_folder, open_model, print_json, refuse_
 use crate::machine::peak_rss_mb;
 use crate::method::parse_layers;
 use crate::products::products;
+use crate::usage::usage;
 
 /// Options of `compress`.
 #[derive(clap::Args)]
@@ -164,7 +165,7 @@ fn format_of_bits(bits: u8) -> Result<BlockFormat> {
         4 => BlockFormat::Q4K,
         3 => BlockFormat::Q3K,
         2 => BlockFormat::Q2K,
-        _ => bail!("--bits {bits} is not supported; choose 8, 6, 5, 4, 3 or 2"),
+        _ => bail_usage!("--bits {bits} is not supported; choose 8, 6, 5, 4, 3 or 2"),
     })
 }
 
@@ -206,7 +207,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         false => Method::Svd,
     });
     let options = args.options(method)?;
-    options.amount.validate()?;
+    options.amount.validate().map_err(usage)?;
     args.check(method, given)?;
     let target = args.recover.map_or(args.output.clone(), |_| beside(&args.output));
     if args.recover.is_some() && args.output.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
@@ -291,16 +292,16 @@ impl Args {
         warn_unused(has_text, &selection, "requires calibration data (--calibration, or --task and --data)");
         warn_unused(method != Method::Fwsvd, &["sequential"], "does not apply to fwsvd");
         if method.needs_gradients() && !has_text {
-            bail!(
+            bail_usage!(
                 "{name} needs the gradients of a task; give --task and --data, or --calibration for a language model"
             );
         }
         if method.needs_inputs() && !has_text {
-            bail!("{name} needs activations; give --calibration, or --task and --data");
+            bail_usage!("{name} needs activations; give --calibration, or --task and --data");
         }
         let is_used = method.uses_inputs() || method.needs_gradients() || self.recover.is_some();
         if has_text && !is_used {
-            bail!("{name} does not use calibration text; leave it out or choose whitened");
+            bail_usage!("{name} does not use calibration text; leave it out or choose whitened");
         }
         let is_quant = method.is_quant() || self.amount.bytes.is_some();
         check_effect(method == Method::Shared, &["sides"], "requires --method shared")?;
@@ -311,21 +312,25 @@ impl Args {
         )?;
         check_effect(!is_quant, &["always_factor", "pivots"], "applies to methods that factor")?;
         if self.recover.is_some() && (is_quant || self.bits.is_some() || self.r#type.is_some()) {
-            bail!(
+            bail_usage!(
                 "--recover trains factors in floats; compress without --bits and --bytes, or tune an adapter over the \
                  result with finetune"
             );
         }
         if is_quant && self.calibration.is_sequential() {
-            bail!("quantization by {name} uses the inputs of the original model; leave out --sequential");
+            bail_usage!(
+                "quantization by {name} uses the inputs of the original model; leave out --sequential"
+            );
         }
         if self.amount.bytes.is_some() && !(is_quant && (method.is_quant() || method == Method::Auto)) {
-            bail!("--bytes requires quant, quant+lowrank or auto; with {name} use --ratio with --of file");
+            bail_usage!(
+                "--bytes requires quant, quant+lowrank or auto; with {name} use --ratio with --of file"
+            );
         }
         if self.recover.is_some() && !has_text {
-            bail!("--recover needs calibration text; give --calibration, or --task and --data");
+            bail_usage!("--recover needs calibration text; give --calibration, or --task and --data");
         }
-        Ok(self.distill_options().validate()?)
+        self.distill_options().validate().map_err(usage)
     }
 
     /// The error weighting. Formats are allocated by their effect on the loss if its gradients are available.
@@ -377,14 +382,14 @@ impl Args {
     fn options(&self, method: Method) -> Result<Options> {
         let amount = match &self.amount {
             AmountArgs { ratio: Some(ratio), .. } => Amount::Ratio { ratio: *ratio, of: self.of },
-            AmountArgs { ranks: Some(ranks), .. } => {
-                Amount::Ranks(parse_ranks(ranks).map_err(anyhow::Error::msg)?)
-            }
+            AmountArgs { ranks: Some(ranks), .. } => Amount::Ranks(parse_ranks(ranks).map_err(usage)?),
             AmountArgs { energy: Some(energy), .. } => Amount::Energy(*energy),
             AmountArgs { error: Some(error), .. } => Amount::Error(*error),
             AmountArgs { bytes: Some(bytes), .. } => Amount::Bytes(bytes.0),
             _ if method.is_quant() => Amount::Stored,
-            _ => bail!("give --ratio, --ranks, --energy, --error or --bytes; --bits alone requires quant"),
+            _ => bail_usage!(
+                "give --ratio, --ranks, --energy, --error or --bytes; --bits alone requires quant"
+            ),
         };
         let format = match self.bits {
             Some(bits) => Some(format_of_bits(bits)?),

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::adapter::load_adapter;
 use crate::backend::{Device, Inner, device};
-use crate::context::{ModelArgs, TextArgs, Texts, adapter_folder, open_model, print_json, refuse_pictures};
+use crate::context::{ModelArgs, TextArgs, Texts, adapter_folder, print_json, refuse_pictures};
 
 /// Options of `embed`.
 #[derive(clap::Args)]
@@ -36,9 +36,9 @@ pub(crate) struct Args {
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<()> {
     let mut texts = args.texts.texts()?;
-    ensure!(args.batch_size > 0, "--batch-size 0 is out of range; expected 1 or more");
+    ensure_usage!(args.batch_size > 0, "--batch-size 0 is out of range; expected 1 or more");
     let device = device()?;
-    let folder = open_model(&args.model.model)?;
+    let folder = args.model.folder()?;
     refuse_pictures(&folder, "embeddings are of texts; give a model that reads them")?;
     let pooling = folder.pooling()?;
     let prompt = match pooling.prompt(args.prompt_name.as_deref()) {
@@ -97,7 +97,7 @@ fn decoder(
     config.tied |= !folder.checkpoint()?.contains(&format!("{}.weight", config.names().head));
     let mut model = Decoder::<Inner>::load(folder.path(), config, Default::default(), device)?;
     let adapters = match args.model.adapter.as_deref().map(adapter_folder).transpose()? {
-        Some(dir) => load_adapter(&mut model, &dir, device)?,
+        Some(dir) => load_adapter(&mut model, &dir, None, device)?,
         None => AdapterSet::empty(),
     };
     let data = texts.encode(&tokenizer)?;

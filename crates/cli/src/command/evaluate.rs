@@ -112,7 +112,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         (Some(TaskName::Glue(task)), Some(root), _) => of_task(&loaded, task, root)?,
         (_, _, Some(file)) if loaded.level() == HeadLevel::Span => of_questions(&args, &loaded, file)?,
         (_, _, Some(file)) => of_file(&loaded, file)?,
-        _ => bail!("give --task and --data, or --dev"),
+        _ => bail_usage!("give --task and --data, or --dev"),
     };
     let count = |set: &DevSet| set.asked.as_ref().map_or(set.data.len(), |(asked, _)| asked.rows.len());
     let rows: usize = sets.iter().map(count).sum();

@@ -12,7 +12,7 @@ use lowrank_models::{Decoder, LanguageModel, ModelFolder, ModelKind, Seq2Seq};
 use serde_json::{Value, json};
 
 use crate::backend::{Inner, device};
-use crate::context::{open_model, print_json, read_text};
+use crate::context::{check_effect, print_json, read_text};
 use crate::language::{Generator, Language, LanguageArgs, render};
 use crate::sampling::{BeamArgs, SamplingArgs};
 use crate::stream::{Stream, cut};
@@ -47,7 +47,9 @@ pub(crate) struct Args {
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<()> {
     args.sampling.check()?;
-    let folder = open_model(&args.model.model)?;
+    // clap drops the requirement of an option that conflicts with a given one.
+    check_effect(args.messages.is_some(), &["render"], "requires --messages")?;
+    let folder = args.model.folder()?;
     if folder.kind() == ModelKind::Seq2Seq {
         ensure!(
             args.messages.is_none(),

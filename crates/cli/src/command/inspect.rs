@@ -20,9 +20,9 @@ use serde_json::{Map, Value, json};
 
 use crate::adapter;
 use crate::backend::{Inner, device};
-use crate::context::{adapter_folder, model_folder, open_model, print_json, warn_unused};
+use crate::context::{adapter_folder, check_effect, model_folder, open_model, print_json};
 use crate::layers;
-use crate::method::{AdapterArgs, Method, default_targets, generator_trains, query_and_value};
+use crate::method::{AdapterArgs, BiasMode, Method, default_targets, generator_trains, query_and_value};
 
 /// Options of `inspect`.
 #[derive(clap::Args)]
@@ -52,15 +52,19 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<()> {
+    let counts = ["method", "factored", "labels"];
+    let adapter = ["rank", "alpha", "targets", "exclude", "layers", "init", "bias"];
     if args.spectrum.is_wanted() {
+        check_effect(false, &[&counts[..], &adapter, &["against"]].concat(), "does not apply to --spectrum")?;
         return args.spectrum.run(&args.path, args.json);
     }
     if let Some(other) = &args.against {
+        check_effect(false, &[&counts[..], &adapter].concat(), "does not apply to --against")?;
         let object = difference(&args.path, other)?;
         return if args.json { print_json(&object) } else { print_difference(&object) };
     }
-    warn_unused(args.method.is_some(), &AdapterArgs::OPTIONS, "requires --method");
-    ensure!(args.labels != Some(0), "--labels 0 is out of range; expected 1 or more");
+    args.adapter.warn_unused(args.method);
+    ensure_usage!(args.labels != Some(0), "--labels 0 is out of range; expected 1 or more");
     let is_counted = args.method.is_some() || args.factored.is_some() || args.labels.is_some();
     let object = match adapter_folder(&args.path) {
         Ok(dir) => {
@@ -118,32 +122,19 @@ fn has_no_weights(path: &Path) -> bool {
 fn architecture(args: &Args) -> Result<Value> {
     let folder = open_model(&args.path)?;
     let device = device()?;
-    let targets;
-    let (sites, Count { parameters, trained: trained_in_full, .. }, heads) = if folder.kind()
-        == ModelKind::Seq2Seq
-        && args.labels.is_none()
-    {
+    let count = if folder.kind() == ModelKind::Seq2Seq && args.labels.is_none() {
         let config = folder.seq2seq_config()?;
-        let heads = config.decoder.n_heads;
-        targets = query_and_value(&config.decoder.architecture.names.qkv);
+        let (heads, targets) =
+            (config.decoder.n_heads, query_and_value(&config.decoder.architecture.names.qkv));
         let mut model = Seq2Seq::<Inner>::init(config, 0, &device).map_err(Error::msg)?;
         let tied = model.tied();
-        (
-            model.sites().to_vec(),
-            Count::of(&mut model, |at| generator_trains(args.method, tied.as_ref(), at)),
-            heads,
-        )
+        Count::of(args, &mut model, heads, &targets, |at| generator_trains(args.method, tied.as_ref(), at))?
     } else if folder.kind() == ModelKind::Decoder && args.labels.is_none() {
         let config = folder.decoder_config()?;
-        let heads = config.n_heads;
-        targets = query_and_value(&config.architecture.names.qkv);
+        let (heads, targets) = (config.n_heads, query_and_value(&config.architecture.names.qkv));
         let mut model = Decoder::<Inner>::init(config, 0, &device).map_err(Error::msg)?;
         let tied = model.tied();
-        (
-            model.sites().to_vec(),
-            Count::of(&mut model, |at| generator_trains(args.method, tied.as_ref(), at)),
-            heads,
-        )
+        Count::of(args, &mut model, heads, &targets, |at| generator_trains(args.method, tied.as_ref(), at))?
     } else {
         let config = folder.classifier_config()?;
         let config = match args.labels {
@@ -153,30 +144,25 @@ fn architecture(args: &Args) -> Result<Value> {
             Some(n) => config.with_labels((0..n).map(|i| format!("LABEL_{i}")).collect(), n == 1),
             None => config,
         };
-        let heads = config.n_heads();
-        targets = default_targets(&config);
-        let mut model = Classifier::<Inner>::init(config, 0, &device);
-        (model.sites().to_vec(), Count::of(&mut model, |at| classifier_trains(args.method, at)), heads)
+        let (heads, targets) = (config.n_heads(), default_targets(&config));
+        let model = Classifier::<Inner>::init(config, 0, &device);
+        let mut model = match folder.checkpoint() {
+            Ok(checkpoint) => model.divided_as_in(&checkpoint),
+            Err(_) => model,
+        };
+        Count::of(args, &mut model, heads, &targets, |at| classifier_trains(args.method, at))?
     };
+    let Count { sites, parameters, adapters, trained_in_full } = count;
     let mut object = json!({"kind": "architecture", "parameters": parameters});
     if let Some(method) = args.method {
-        let config = method.adapter().map(|m| args.adapter.config(m, heads, 0, &targets)).transpose()?;
-        let (adapters, adapted) = match config {
-            // The initial values of the factors do not affect their number.
-            Some(config) => count_adapters(&AdapterConfig { init: Init::Default, ..config }, &sites)?,
-            None => (0, BTreeSet::new()),
-        };
-        // An adapted head is not trained in full too.
-        let in_full: usize =
-            trained_in_full.iter().filter(|(module, _)| !adapted.contains(module)).map(|(_, n)| n).sum();
         object["method"] = json!(method.name());
         object["adapter_parameters"] = json!(adapters);
-        object["trained_in_full"] = json!(in_full);
-        object["trainable"] = json!(adapters + in_full);
+        object["trained_in_full"] = json!(trained_in_full);
+        object["trainable"] = json!(adapters + trained_in_full);
         object["total"] = json!(parameters + adapters);
     }
     if let Some(rank) = args.factored {
-        ensure!(rank > 0, "--factored 0 is out of range; expected 1 or more");
+        ensure_usage!(rank > 0, "--factored 0 is out of range; expected 1 or more");
         let factored = sites.iter().filter(|site| !site.embedding).fold(parameters, |sum, site| {
             let rank = rank.min(site.max_rank());
             sum - site.d_input * site.d_output + rank * (site.d_input + site.d_output)
@@ -221,23 +207,52 @@ fn classifier_trains(method: Option<Method>, at: &Parameter<'_>) -> bool {
     }
 }
 
-/// Numbers of parameters, all and by module those that are trained in full, from shapes alone.
+/// Numbers of parameters, from shapes alone.
 struct Count {
+    sites: Vec<Site>,
+    /// Those of the model.
     parameters: usize,
-    trained: Vec<(String, usize)>,
+    /// Those of the adapters.
+    adapters: usize,
+    /// Those of the model that are trained.
+    trained_in_full: usize,
 }
 
 impl Count {
-    fn of(model: &mut impl Parameters<Inner>, trains: impl Fn(&Parameter<'_>) -> bool) -> Self {
-        let mut counting = Counting { count: Self { parameters: 0, trained: Vec::new() }, trains };
+    /// Counts under a method and its options; `trains` are the model's own parameters that the method trains.
+    fn of<M: Parameters<Inner> + Adaptable<Inner>>(
+        args: &Args,
+        model: &mut M,
+        heads: usize,
+        default_targets: &str,
+        trains: impl Fn(&Parameter<'_>) -> bool,
+    ) -> Result<Self> {
+        let sites = model.sites().to_vec();
+        let (adapters, adapted, bias) = match args.method.and_then(Method::adapter) {
+            Some(method) => {
+                let config = args.adapter.config(method, heads, 0, default_targets)?;
+                // The initial values of the factors do not affect their number.
+                let config = AdapterConfig { init: Init::Default, ..config };
+                let (adapters, adapted) = count_adapters(&config, &sites)?;
+                (adapters, adapted, args.adapter.bias)
+            }
+            None => (0, BTreeSet::new(), BiasMode::None),
+        };
+        // An adapted head is not trained in full too.
+        let trains = |at: &Parameter<'_>| {
+            (trains(at) && !adapted.contains(at.module.path))
+                || bias.takes(at, |module| adapted.contains(module))
+        };
+        let mut counting = Counting { trains, parameters: 0, trained: 0 };
         model.visit_params(&mut counting);
-        counting.count
+        Ok(Self { parameters: counting.parameters, trained_in_full: counting.trained, sites, adapters })
     }
 }
 
 struct Counting<F> {
-    count: Count,
     trains: F,
+    parameters: usize,
+    trained: usize,
 }
 
 impl<F: Fn(&Parameter<'_>) -> bool> ParamVisitor<Inner> for Counting<F> {
@@ -246,10 +261,8 @@ impl<F: Fn(&Parameter<'_>) -> bool> ParamVisitor<Inner> for Counting<F> {
             return;
         }
         let n = param.lazy_shape().num_elements();
-        self.count.parameters += n;
-        if (self.trains)(at) {
-            self.count.trained.push((at.module.path.to_string(), n));
-        }
+        self.parameters += n;
+        self.trained += if (self.trains)(at) { n } else { 0 };
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use burn::module::Param;
 use burn::tensor::{Tensor, TensorData, bf16, f16};
 use lowrank_adapters::AdapterSet;
@@ -13,15 +13,16 @@ use lowrank_models::batch::int_tensor;
 use lowrank_models::params::ToBlocks;
 use lowrank_models::{
     Adaptable, Classifier, Decoder, LanguageModel, MaskedLm, ModelKind, ParamVisitor, Parameter, Rows, Run,
-    Seq2Seq, Stack, Stored, Tokens,
+    Seq2Seq, Stack, Stored, Tokens, copy_companions,
 };
 use lowrank_spec::{BlockFormat, HostTensor, LowrankSection, Representation};
 
 use crate::adapter::{load_adapter, warn_ignored};
 use crate::backend::{Device, Inner, device};
 use crate::context::{
-    ModelArgs, adapter_folder, adapter_level, model_folder, new_folder, open_model, print_json, write_folder,
+    ModelArgs, adapter_folder, adapter_level, check_effect, new_folder, open_model, print_json, write_folder,
 };
+use crate::usage::usage;
 
 /// Options of `merge`.
 #[derive(clap::Args)]
@@ -122,16 +123,17 @@ impl Probed for Seq2Seq<Inner> {
 
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<()> {
-    let adapter = args.model.adapter.as_deref().context("nothing to merge: give --adapter")?;
-    let source = model_folder(&args.model.model)?;
+    check_effect(false, &["max_length"], "applies to texts, and merging reads none")?;
+    let adapter = args.model.adapter.as_deref().ok_or_else(|| usage("nothing to merge: give --adapter"))?;
+    let folder = open_model(&args.model.model)?;
+    let source = folder.path().to_path_buf();
     new_folder(&args.output, &[&source, &args.model.model, adapter])?;
     let device = device()?;
-    let folder = open_model(&source)?;
     if folder.kind() == ModelKind::Seq2Seq {
         let mut model =
             Seq2Seq::<Inner>::load(&source, folder.seq2seq_config()?, Default::default(), &device)?;
         warn_ignored(&model, &source);
-        let adapters = load_adapter(&mut model, &adapter_folder(adapter)?, &device)?;
+        let adapters = load_adapter(&mut model, &adapter_folder(adapter)?, None, &device)?;
         return merge(&args, &model, &adapters, &source, &device);
     }
     let level = adapter_level(&adapter_folder(adapter)?)?;
@@ -140,7 +142,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         let head = config.architecture.masked_lm.transform;
         if Checkpoint::open(&source)?.names().any(|name| name.starts_with(head)) {
             let mut model = MaskedLm::<Inner>::load(&source, config, &device)?;
-            let adapters = load_adapter(&mut model, &adapter_folder(adapter)?, &device)?;
+            let adapters = load_adapter(&mut model, &adapter_folder(adapter)?, None, &device)?;
             return merge(&args, &model, &adapters, &source, &device);
         }
     }
@@ -150,7 +152,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     }
     let mut model = Decoder::<Inner>::load(&source, folder.decoder_config()?, Default::default(), &device)?;
     warn_ignored(&model, &source);
-    let adapters = load_adapter(&mut model, &adapter_folder(adapter)?, &device)?;
+    let adapters = load_adapter(&mut model, &adapter_folder(adapter)?, None, &device)?;
     merge(&args, &model, &adapters, &source, &device)
 }
 
@@ -215,11 +217,16 @@ fn merge<M: Probed>(
         bail!("'{key}' holds values that {} cannot; give --dtype f32 or bf16", dtype.name());
     }
     let difference = largest_difference(&outputs, &rounded.probe(&AdapterSet::empty(), device)?)?;
-    let others = match adapter_level(&adapter_folder(args.model.adapter.as_deref().unwrap_or(source))?)? {
+    let adapter = adapter_folder(args.model.adapter.as_deref().unwrap_or(source))?;
+    let others = match adapter_level(&adapter)? {
         Some(_) => Vec::new(),
         None => other_heads(&merged, &Checkpoint::open(source)?)?,
     };
-    write_folder(&args.output, |dir| Ok(merged.save_beside(dir, source, dtype, others)?))?;
+    write_folder(&args.output, |dir| {
+        merged.save_beside(dir, source, dtype, others)?;
+        // The tokenizer that the adapter was trained with, if its folder has one.
+        Ok(copy_companions(&adapter, dir)?)
+    })?;
     let layers = adapters.slots().len();
     if args.json {
         return print_json(&serde_json::json!({

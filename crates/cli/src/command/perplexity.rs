@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use lowrank_data::rows::{LossOn, RowEncoder, Rows, SourceTarget};
 use lowrank_eval::{Perplexity, windows};
 use lowrank_models::{ModelKind, Run, Seq2Seq, Tokens};
@@ -11,7 +11,7 @@ use lowrank_train::{EvalOutput, TunedDecoder, TunedSeq2Seq, evaluate_pairs, eval
 use serde_json::{Value, json};
 
 use crate::backend::{Device, Inner, device};
-use crate::context::{check_effect, open_model, print_json, read_text};
+use crate::context::{check_effect, print_json, read_text};
 use crate::language::{Language, LanguageArgs, encode_pairs, pair_window};
 use crate::machine::peak_rss_mb;
 
@@ -64,14 +64,14 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let file = match &args.file {
         // As in a file that Python opens as text.
         Some(path) => Some(read_text(path)?.replace("\r\n", "\n")),
-        None if args.text.is_empty() => bail!("nothing to do: give --text, --file or --rows"),
+        None if args.text.is_empty() => bail_usage!("nothing to do: give --text, --file or --rows"),
         None => None,
     };
     if args.stride == Some(0) {
-        bail!("--stride 0 is out of range; expected 1 or more");
+        bail_usage!("--stride 0 is out of range; expected 1 or more");
     }
     let device = device()?;
-    let language = args.model.load(&open_model(&args.model.model)?, &device)?;
+    let language = args.model.load(&args.model.folder()?, &device)?;
     let window = language.window(args.max_length)?;
     let start = Instant::now();
     let rows = match (args.stride, &file) {
@@ -109,7 +109,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
 fn rows(args: &Args, path: &Path) -> Result<()> {
     let device = device()?;
     let rows = Rows::read(path)?;
-    let folder = open_model(&args.model.model)?;
+    let folder = args.model.folder()?;
     if folder.kind() == ModelKind::Seq2Seq {
         check_effect(
             false,

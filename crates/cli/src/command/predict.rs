@@ -45,7 +45,7 @@ pub(crate) struct Args {
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<()> {
     if !args.image.is_empty() {
-        ensure!(
+        ensure_usage!(
             args.texts.is_empty(),
             "--image and texts cannot be given together; the model reads one of them"
         );

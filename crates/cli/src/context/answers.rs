@@ -28,7 +28,7 @@ impl SpanArgs {
     /// Refuses the options for a head that does not answer questions.
     pub(crate) fn check(&self, level: HeadLevel) -> Result<()> {
         check_effect(level == HeadLevel::Span, &Self::OPTIONS, "applies to question answering only")?;
-        ensure!(self.max_answer_len > 0, "--max-answer-len is 0; give at least 1");
+        ensure_usage!(self.max_answer_len > 0, "--max-answer-len is 0; give at least 1");
         Ok(())
     }
 

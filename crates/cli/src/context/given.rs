@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::OnceLock;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::ArgMatches;
 use clap::parser::ValueSource;
 
@@ -28,7 +28,7 @@ pub(crate) fn is_given(id: &str) -> bool {
 /// The first of the options that was given although `has_effect` is false, followed by `rule`.
 pub(crate) fn check_effect(has_effect: bool, ids: &[&str], rule: &str) -> Result<()> {
     match ids.iter().find(|id| !has_effect && is_given(id)) {
-        Some(id) => bail!("--{} {rule}; leave it out", id.replace('_', "-")),
+        Some(id) => bail_usage!("--{} {rule}; leave it out", id.replace('_', "-")),
         None => Ok(()),
     }
 }

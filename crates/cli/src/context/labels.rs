@@ -56,17 +56,20 @@ pub(crate) fn classifier_config(folder: &Path, adapter: Option<&Path>) -> Result
 
 /// The unit of text that an adapter's head labels, `None` if its files do not mention a head.
 pub(crate) fn adapter_level(dir: &Path) -> Result<Option<HeadLevel>> {
-    let task = |name: &str| -> Result<Option<String>> {
+    for name in [CONFIG_FILE, LABELS_FILE] {
         let path = dir.join(name);
         if !lowrank_spec::is_present(&path) {
-            return Ok(None);
+            continue;
         }
         let value: Value =
             serde_json::from_str(&read_text(&path)?).with_context(|| path.display().to_string())?;
-        Ok(value["task_type"].as_str().map(str::to_owned))
-    };
-    let name = task(CONFIG_FILE)?.or(task(LABELS_FILE)?);
-    Ok(HeadLevel::of_task(name.as_deref()))
+        let (task, mapping) = (value["task_type"].as_str(), value.get("auto_mapping"));
+        let level = HeadLevel::of_adapter(task, mapping);
+        if task.is_some() || level.is_some() {
+            return Ok(level);
+        }
+    }
+    Ok(None)
 }
 
 /// Key of [`LABELS_FILE`] that says whether the adapter was trained on questions without an answer too.

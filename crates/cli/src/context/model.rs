@@ -36,6 +36,15 @@ pub(crate) fn open_model(path: &Path) -> Result<ModelFolder> {
     Ok(folder)
 }
 
+/// Opens a model with the tokenizer, the chat template and the pooling of an adapter, if its folder has them.
+pub(crate) fn open_with(model: &Path, adapter: Option<&Path>) -> Result<ModelFolder> {
+    let folder = open_model(model)?;
+    Ok(match adapter {
+        Some(adapter) => folder.with_adapter(&adapter_folder(adapter)?),
+        None => folder,
+    })
+}
+
 /// A model folder: the given one, the `model` folder of a run, or a model of the Hugging Face hub if no such
 /// folder exists.
 pub(crate) fn model_folder(path: &Path) -> Result<PathBuf> {
@@ -52,9 +61,9 @@ pub(crate) fn adapter_folder(path: &Path) -> Result<PathBuf> {
     bail!("{}: no adapter_config.json; expected an adapter folder or the folder of a run", path.display());
 }
 
-/// The tokenizer of a model folder, truncating at the model's limit or `max_length`.
+/// The tokenizer of a model, truncating at the model's limit or `max_length`.
 pub(crate) fn tokenizer(
-    folder: &Path,
+    folder: &ModelFolder,
     config: &ClassifierConfig,
     max_length: Option<usize>,
 ) -> Result<TextTokenizer> {
@@ -62,7 +71,7 @@ pub(crate) fn tokenizer(
     if let Some(n) = max_length.filter(|n| *n > limit) {
         bail!("--max-length {n} exceeds the model's limit of {limit} tokens");
     }
-    let open = |n| TextTokenizer::from_folder(folder, Some(n));
+    let open = |n| folder.tokenizer(Some(n));
     let tokenizer = open(max_length.unwrap_or(limit))?;
     let own = tokenizer.model_max_length().filter(|&n| max_length.is_none() && n < limit);
     Ok(match own {
@@ -136,9 +145,14 @@ pub(crate) struct ModelArgs {
 }
 
 impl ModelArgs {
+    /// Opens the given model, with the tokenizer and the pooling of the adapter if its folder has them.
+    pub(crate) fn folder(&self) -> Result<ModelFolder> {
+        open_with(&self.model, self.adapter.as_deref())
+    }
+
     /// Loads the given model and adapter. Labels saved with the adapter replace the model's own.
     pub(crate) fn load<B: Backend>(&self, device: &B::Device) -> Result<Loaded<B>> {
-        let folder = open_model(&self.model)?;
+        let folder = self.folder()?;
         let adapter = self.adapter.as_deref().map(adapter_folder).transpose()?;
         let config = classifier_config(folder.path(), adapter.as_deref())?;
         let tokenizer = if folder.reads_pictures() {
@@ -156,7 +170,7 @@ impl ModelArgs {
         let mut model = Classifier::<B>::load(folder.path(), config, 0, device)?;
         warn_ignored(&model, folder.path());
         let adapters = match &adapter {
-            Some(dir) => load_adapter(&mut model, dir, device)?,
+            Some(dir) => load_adapter(&mut model, dir, None, device)?,
             None => AdapterSet::empty(),
         };
         Ok(Loaded { model: FineTuner::new(model, adapters), tokenizer, folder: folder.path().to_path_buf() })

@@ -37,7 +37,9 @@ impl Texts {
                 (TextOption::Text(text), _) => rows.push((text.clone(), None)),
                 (TextOption::Pair(pair), Some((_, slot @ None))) => *slot = Some(pair.clone()),
                 (TextOption::Pair(pair), _) => {
-                    bail!("--text-pair {pair:?} does not follow a --text; write --text TEXT --text-pair PAIR")
+                    bail_usage!(
+                        "--text-pair {pair:?} does not follow a --text; write --text TEXT --text-pair PAIR"
+                    )
                 }
             }
         }
@@ -53,7 +55,7 @@ impl Texts {
             }));
         }
         if rows.is_empty() {
-            bail!("nothing to do: give --text or --file");
+            bail_usage!("nothing to do: give --text or --file");
         }
         Ok(Self { rows, file })
     }

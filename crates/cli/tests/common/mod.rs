@@ -32,7 +32,18 @@ pub(crate) fn json_of(args: &[&str]) -> Value {
 /// Runs a command that must fail with one line that contains `part`, and print nothing else.
 #[track_caller]
 pub(crate) fn fails(args: &[&str], part: &str) {
-    let output = lowrank(args).assert().code(1).get_output().clone();
+    fails_with(1, args, part);
+}
+
+/// The same for wrong usage.
+#[track_caller]
+pub(crate) fn misused(args: &[&str], part: &str) {
+    fails_with(2, args, part);
+}
+
+#[track_caller]
+fn fails_with(code: i32, args: &[&str], part: &str) {
+    let output = lowrank(args).assert().code(code).get_output().clone();
     let error = String::from_utf8(output.stderr).unwrap();
     assert!(error.contains(part), "{error}");
     assert_eq!(error.trim_end().lines().count(), 1, "one line: {error}");

@@ -11,23 +11,49 @@ use super::errors::ErrorWeights;
 use crate::error::{CompressError, Result, at};
 use crate::weights::{Role, Weight};
 
+/// Storage of the matrix of a weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Base {
+    /// Floats.
+    Floats,
+    /// Blocks of a format.
+    Blocks(BlockFormat),
+    /// None: the factors are the weight.
+    Absent,
+}
+
 /// Storage of a weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Target {
-    /// Block format of the matrix; `None` keeps floats.
-    pub(crate) format: Option<BlockFormat>,
-    /// Rank of the correction, 0 for none.
+    /// Its matrix.
+    pub(crate) base: Base,
+    /// Rank of the factors that are added to it, 0 for none.
     pub(crate) rank: usize,
 }
 
 impl Target {
-    pub(crate) const FLOATS: Self = Self { format: None, rank: 0 };
+    pub(crate) const FLOATS: Self = Self { base: Base::Floats, rank: 0 };
+
+    /// The weight in a format, or in floats, with a correction of a rank.
+    pub(crate) fn of(format: Option<BlockFormat>, rank: usize) -> Self {
+        Self { base: format.map_or(Base::Floats, Base::Blocks), rank }
+    }
+
+    /// The block format of the matrix.
+    pub(crate) fn format(self) -> Option<BlockFormat> {
+        match self.base {
+            Base::Blocks(format) => Some(format),
+            Base::Floats | Base::Absent => None,
+        }
+    }
 }
 
 /// Format of the factors of a correction.
 pub(crate) const FACTORS: BlockFormat = BlockFormat::Q8_0;
 /// Ranks of corrections that compete with more bits.
 pub(crate) const CORRECTION_RANKS: &[usize] = &[16, 32, 64];
+/// Ranks of factors in place of the matrix, in sixteenths of its smaller side.
+const LOW_RANKS: [usize; 7] = [1, 2, 3, 4, 6, 8, 10];
 /// Alternations of matrix and correction.
 const TURNS: usize = 4;
 /// Elements of a weight by which its formats are compared.
@@ -57,15 +83,15 @@ struct Rounded {
 
 /// The result for a weight.
 pub(crate) struct Made {
-    /// The blocks, row after row.
+    /// The blocks, row after row; none if the factors are the weight.
     pub(crate) blocks: Vec<u8>,
-    /// The correction `L·R`: `L` `[rows, rank]` and `R` `[rank, columns]`, row-major, as they will be read.
+    /// The factors `L·R` that are added: `L` `[rows, rank]` and `R` `[rank, columns]`, row-major, as they will be read.
     pub(crate) factors: Option<Factors>,
     /// Relative error in the norm given by the error weights.
     pub(crate) error: f64,
 }
 
-/// The two factors of a correction, quantized if their rows allow it.
+/// The two factors, quantized if their rows allow it.
 pub(crate) struct Factors {
     /// `Lᵀ`, `[rank, rows]`.
     pub(crate) left: Factor,
@@ -244,24 +270,60 @@ impl<'a> Rows<'a> {
     ) -> Result<Vec<(Target, f64)>> {
         let Some(format) = format else { return Ok(vec![(Target::FLOATS, 0.0)]) };
         let Rounded { residual, loss, .. } = self.quantize(&self.values, format, weights)?;
-        let mut found = vec![(Target { format: Some(format), rank: 0 }, loss)];
+        let mut found = vec![(Target::of(Some(format), 0), loss)];
         let most = self.shape[0].min(self.shape[1]) / 2;
         let ranks: Vec<usize> = ranks.iter().copied().filter(|&rank| rank <= most).collect();
-        if ranks.is_empty() {
-            return Ok(found);
-        }
-        let subspace = self.subspace(&residual, weights)?;
-        for rank in ranks {
-            let factors = self.factors(&subspace, &residual, rank)?;
-            let left = self.minus(&residual, &factors, rank);
-            let target = Target { format: Some(format), rank };
-            found.push((target, self.loss(&left, weights)));
+        if !ranks.is_empty() {
+            found.extend(self.with_factors(Base::Blocks(format), &residual, &ranks, weights)?);
         }
         Ok(found)
     }
 
+    /// The losses of factors alone, of several ranks.
+    pub(crate) fn low_rank_losses(&self, weights: &ErrorWeights) -> Result<Vec<(Target, f64)>> {
+        let side = self.shape[0].min(self.shape[1]);
+        let mut ranks = LOW_RANKS.map(|part| part * side / 16).to_vec();
+        ranks.retain(|&rank| rank > 0);
+        ranks.dedup();
+        if ranks.is_empty() || self.weight.role != Role::Block {
+            return Ok(Vec::new());
+        }
+        self.with_factors(Base::Absent, &self.values, &ranks, weights)
+    }
+
+    /// The losses of what factors of these ranks leave of a matrix.
+    fn with_factors(
+        &self,
+        base: Base,
+        residual: &[f32],
+        ranks: &[usize],
+        weights: &ErrorWeights,
+    ) -> Result<Vec<(Target, f64)>> {
+        let subspace = self.subspace(residual, weights)?;
+        let loss = |&rank: &usize| {
+            let factors = self.factors(&subspace, residual, rank)?;
+            Ok((Target { base, rank }, self.loss(&self.minus(residual, &factors, rank), weights)))
+        };
+        ranks.iter().map(loss).collect()
+    }
+
+    /// The weight as factors alone.
+    fn low_rank(&self, rank: usize, weights: &ErrorWeights) -> Result<Made> {
+        let factors = self.factors(&self.subspace(&self.values, weights)?, &self.values, rank)?;
+        let loss = self.loss(&self.minus(&self.values, &factors, rank), weights);
+        Ok(Made { blocks: Vec::new(), factors: Some(factors), error: relative(loss, self.total(weights)) })
+    }
+
+    /// The weight in a target other than floats.
+    pub(crate) fn make(&self, target: Target, weights: &ErrorWeights) -> Result<Made> {
+        match target.format() {
+            Some(format) => self.in_blocks(format, target.rank, weights),
+            None => self.low_rank(target.rank, weights),
+        }
+    }
+
     /// The weight in a format, with a correction of a rank.
-    pub(crate) fn make(&self, format: BlockFormat, rank: usize, weights: &ErrorWeights) -> Result<Made> {
+    fn in_blocks(&self, format: BlockFormat, rank: usize, weights: &ErrorWeights) -> Result<Made> {
         let total = self.total(weights);
         let Rounded { mut blocks, mut residual, loss } = self.quantize(&self.values, format, weights)?;
         if rank == 0 {
@@ -369,7 +431,7 @@ pub(crate) fn is_in_parts(weight: &Weight, target: Target, has_gram: bool) -> bo
 pub(crate) fn bytes(weight: &Weight, target: Target, has_gram: bool) -> u64 {
     let [rows, columns] = weight.row_shape();
     if is_in_parts(weight, target, has_gram) {
-        let blocks = target.format.and_then(|format| format.row_bytes(columns).ok()).unwrap_or(0) * rows;
+        let blocks = target.format().and_then(|format| format.row_bytes(columns).ok()).unwrap_or(0) * rows;
         return (28 * PART.max(columns).min(weight.numel()) + blocks) as u64;
     }
     let width = if has_gram { columns } else { 0 };
@@ -381,7 +443,7 @@ pub(crate) fn bytes(weight: &Weight, target: Target, has_gram: bool) -> u64 {
 /// Approximate peak memory of comparing the formats of a weight, in bytes.
 pub(crate) fn bytes_to_compare(weight: &Weight, with_correction: bool, has_gram: bool) -> u64 {
     if with_correction {
-        return bytes(weight, Target { format: None, rank: 1 }, has_gram);
+        return bytes(weight, Target::of(None, 1), has_gram);
     }
     // All values, for their norm, and some rows in every format.
     let copies = if weight.is_stored_in_rows() { 4 } else { 8 };
@@ -437,10 +499,10 @@ mod tests {
         write_safetensors(&path, vec![tensor], FloatType::F32, &BTreeMap::new()).unwrap();
         let checkpoint = Checkpoint::open(&path).unwrap();
         let [weight] = find(&checkpoint, &Map::new()).try_into().unwrap();
-        let target = Target { format: Some(BlockFormat::Q4_0), rank: 0 };
+        let target = Target::of(Some(BlockFormat::Q4_0), 0);
         assert!(is_in_parts(&weight, target, weights.gram.is_some()));
         let parts = Rows::make_in_parts(&weight, &checkpoint, BlockFormat::Q4_0, weights)?;
-        Ok([parts, Rows::read(&weight, &checkpoint)?.make(BlockFormat::Q4_0, 0, weights)?])
+        Ok([parts, Rows::read(&weight, &checkpoint)?.make(target, weights)?])
     }
 
     fn values() -> Vec<f32> {

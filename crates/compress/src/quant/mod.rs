@@ -109,11 +109,18 @@ fn candidates(
             return Ok((plain, rows.total(&diagonals), diagonals));
         }
         let mut found = Vec::new();
-        for format in plain.iter().map(|candidate| candidate.target.format) {
-            let ranks: &[usize] = if rows.takes_correction(format) { CORRECTION_RANKS } else { &[] };
-            for (target, loss) in rows.losses(format, ranks, weights)? {
+        let mut add = |losses: Vec<(Target, f64)>| -> Result<()> {
+            for (target, loss) in losses {
                 found.push(Candidate { target, bytes: plan.bytes(index, target)?, loss });
             }
+            Ok(())
+        };
+        for format in plain.iter().map(|candidate| candidate.target.format()) {
+            let ranks: &[usize] = if rows.takes_correction(format) { CORRECTION_RANKS } else { &[] };
+            add(rows.losses(format, ranks, weights)?)?;
+        }
+        if plan.allows_low_rank() {
+            add(rows.low_rank_losses(weights)?)?;
         }
         Ok((found, rows.total(weights), diagonals))
     })?;

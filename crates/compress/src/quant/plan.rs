@@ -7,7 +7,7 @@ use lowrank_checkpoint::Checkpoint;
 use lowrank_spec::blocks::BlockFormat;
 use serde_json::{Map, Value};
 
-use super::fit::{FACTORS, Target, named as named_fault};
+use super::fit::{Base, FACTORS, Target, named as named_fault};
 use crate::amount::{Amount, Sizes};
 use crate::error::{CompressError, Result};
 use crate::folder;
@@ -101,6 +101,11 @@ impl<'a> QuantPlan<'a> {
         fits.map(Some).chain([None]).collect()
     }
 
+    /// Whether factors in place of a matrix compete under a budget: under `auto`, which chooses the form too.
+    pub(crate) fn allows_low_rank(&self) -> bool {
+        self.options.method == Method::Auto
+    }
+
     /// Whether a tensor is left out: a copy of the table, which the model never reads, as a tied head or under another name.
     pub(crate) fn is_left_out(&self, name: &str) -> bool {
         if self.word_copies.contains(name) {
@@ -117,6 +122,10 @@ impl<'a> QuantPlan<'a> {
         let weight = &self.weights[index];
         let [rows, columns] = weight.row_shape();
         let float = folder::output_dtype(weight.dtype, self.options.dtype, target.rank > 0).size();
+        let matrix = match target.base {
+            Base::Absent => 0,
+            Base::Floats | Base::Blocks(_) => rows,
+        };
         let of = |format: Option<BlockFormat>, rows: usize, columns: usize| match format {
             Some(format) => Ok(rows * format.row_bytes(columns).map_err(named_fault(&weight.site.path))?),
             None => Ok::<_, CompressError>(rows * columns * float),
@@ -126,7 +135,7 @@ impl<'a> QuantPlan<'a> {
             of(format, target.rank, width).map(|bytes| bytes + ENTRY)
         };
         let correction = if target.rank > 0 { factor(rows)? + factor(columns)? } else { 0 };
-        Ok((of(target.format, rows, columns)? + correction) as u64)
+        Ok((of(target.format(), matrix, columns)? + correction) as u64)
     }
 
     /// Bytes of the file other than the selected weights.
@@ -201,7 +210,7 @@ fn goal(options: &Options, all: &[Weight], weights: &[Weight]) -> Result<Goal> {
             let target = |weight: &Weight| -> Target {
                 let format = given_format(weight, format);
                 let rank = ranks.get(weight.site.path.as_str()).copied().unwrap_or(0);
-                Target { format, rank: if format.is_some() { rank } else { 0 } }
+                Target::of(format, if format.is_some() { rank } else { 0 })
             };
             Ok(Goal::Given(weights.iter().map(target).collect()))
         }

@@ -11,7 +11,7 @@ use lowrank_spec::{BlockFormat, LowrankSection, ModuleEntry, Representation, tra
 use serde_json::Map;
 
 use super::errors::ErrorWeights;
-use super::fit::{self, FACTORS, Factor, Made, Rows, Target, named};
+use super::fit::{self, Base, FACTORS, Factor, Made, Rows, Target, named};
 use super::pass;
 use super::plan::QuantPlan;
 use crate::error::{CompressError, Result};
@@ -37,7 +37,7 @@ pub(crate) fn write(
         .weights
         .iter()
         .zip(targets)
-        .filter(|(_, target)| target.format.is_some())
+        .filter(|(_, target)| target.base != Base::Floats)
         .map(|(weight, _)| weight.key())
         .collect();
     for name in rest(plan, &changed) {
@@ -49,19 +49,21 @@ pub(crate) fn write(
         }
     }
     let shared = Mutex::new(&mut writer);
-    let need = |index: usize, has_gram: bool| match targets[index].format {
-        Some(_) => fit::bytes(&plan.weights[index], targets[index], has_gram),
-        None => 0,
+    let need = |index: usize, has_gram: bool| match targets[index].base {
+        Base::Blocks(_) | Base::Absent => fit::bytes(&plan.weights[index], targets[index], has_gram),
+        Base::Floats => 0,
     };
     let errors = pass::each(plan, calibrator, "blocks", progress, need, |index, weights| {
         let (weight, target) = (&plan.weights[index], targets[index]);
-        let Some(format) = target.format else { return Ok(0.0) };
+        if target.base == Base::Floats {
+            return Ok(0.0);
+        }
         // A second pass without a calibrator uses the diagonals of the first.
         let weights = known.filter(|_| weights.gram.is_none()).map_or(weights, |known| &known[index]);
-        let made = if fit::is_in_parts(weight, target, weights.gram.is_some()) {
-            Rows::make_in_parts(weight, &plan.checkpoint, format, weights)?
-        } else {
-            Rows::read(weight, &plan.checkpoint)?.make(format, target.rank, weights)?
+        let is_in_parts = fit::is_in_parts(weight, target, weights.gram.is_some());
+        let made = match target.format().filter(|_| is_in_parts) {
+            Some(format) => Rows::make_in_parts(weight, &plan.checkpoint, format, weights)?,
+            None => Rows::read(weight, &plan.checkpoint)?.make(target, weights)?,
         };
         let mut writer = shared.lock().unwrap_or_else(PoisonError::into_inner);
         put(&mut writer, weight, target, &made)?;
@@ -80,11 +82,16 @@ fn rest<'p>(plan: &'p QuantPlan<'_>, changed: &'p BTreeSet<String>) -> impl Iter
 
 /// The tensors of a weight in its target.
 fn planned(plan: &QuantPlan<'_>, weight: &Weight, target: Target) -> Result<Vec<TensorPlan>> {
-    let Some(format) = target.format else { return Ok(Vec::new()) };
     let [rows, columns] = weight.row_shape();
     let path = &weight.site.path;
     let bytes = |format: BlockFormat, columns: usize| format.row_bytes(columns).map_err(named(path));
-    let mut tensors = vec![TensorPlan::new(weight.key(), [rows, bytes(format, columns)?], Dtype::U8)];
+    let mut tensors = match target.base {
+        Base::Floats => return Ok(Vec::new()),
+        Base::Blocks(format) => {
+            vec![TensorPlan::new(weight.key(), [rows, bytes(format, columns)?], Dtype::U8)]
+        }
+        Base::Absent => Vec::new(),
+    };
     if target.rank > 0 {
         let float = folder::output_dtype(weight.dtype, plan.options.dtype, true);
         for (part, width) in [(WeightPart::FactorA, columns), (WeightPart::FactorB, rows)] {
@@ -122,7 +129,9 @@ fn open(plan: &QuantPlan<'_>, targets: &[Target], staged: &Path) -> Result<Strea
 }
 
 fn put(writer: &mut StreamWriter, weight: &Weight, target: Target, made: &Made) -> Result<()> {
-    writer.write_bytes(&weight.key(), &made.blocks)?;
+    if target.base != Base::Absent {
+        writer.write_bytes(&weight.key(), &made.blocks)?;
+    }
     let Some(factors) = &made.factors else { return Ok(()) };
     let path = &weight.site.path;
     let rows = weight.row_shape()[0];
@@ -138,18 +147,21 @@ fn put(writer: &mut StreamWriter, weight: &Weight, target: Target, made: &Made) 
 }
 
 fn entry(weight: &Weight, target: Target, error: f64) -> Option<ModuleEntry> {
-    let format = target.format?;
-    let mut formats = BTreeMap::from([(WeightPart::Dense.name().to_string(), format.name().to_string())]);
+    let mut formats = BTreeMap::new();
+    if let Some(format) = target.format() {
+        formats.insert(WeightPart::Dense.name().to_string(), format.name().to_string());
+    }
     let [rows, columns] = weight.row_shape();
-    let representation = if target.rank == 0 {
-        Representation::Dense
-    } else {
-        for (part, width) in [(WeightPart::FactorA, columns), (WeightPart::FactorB, rows)] {
-            if width.is_multiple_of(FACTORS.block_len()) {
-                formats.insert(part.name().into(), FACTORS.name().into());
-            }
+    for (part, width) in [(WeightPart::FactorA, columns), (WeightPart::FactorB, rows)] {
+        if target.rank > 0 && width.is_multiple_of(FACTORS.block_len()) {
+            formats.insert(part.name().into(), FACTORS.name().into());
         }
-        Representation::Sum { rank: target.rank }
+    }
+    let representation = match target.base {
+        Base::Floats => return None,
+        Base::Absent => Representation::low_rank(target.rank),
+        Base::Blocks(_) if target.rank == 0 => Representation::Dense,
+        Base::Blocks(_) => Representation::Sum { rank: target.rank },
     };
     Some(ModuleEntry { representation, error: Some(error), formats })
 }
@@ -175,13 +187,22 @@ fn report(plan: &QuantPlan<'_>, targets: &[Target], errors: &[f64], files: &[Pat
     let modules: Vec<ModuleReport> = all
         .map(|((weight, target), &error)| {
             let [d_input, d_output] = weight.shape();
-            let parameters = (weight.numel() + target.rank * (d_input + d_output)) as u64;
+            let matrix = if target.base == Base::Absent { 0 } else { weight.numel() };
+            let parameters = (matrix + target.rank * (d_input + d_output)) as u64;
             after += parameters;
             ModuleReport {
                 module: weight.site.path.clone(),
-                kind: if target.rank > 0 { "sum" } else { "dense" },
+                kind: match target.base {
+                    Base::Absent => "low_rank",
+                    _ if target.rank > 0 => "sum",
+                    _ => "dense",
+                },
                 ranks: if target.rank > 0 { vec![target.rank] } else { Vec::new() },
-                format: target.format.map(|format| format.name()),
+                format: match target.base {
+                    Base::Floats => None,
+                    Base::Blocks(format) => Some(format.name()),
+                    Base::Absent => Some(FACTORS.name()),
+                },
                 parameters: Change::new(weight.numel() as u64, parameters),
                 error,
             }
@@ -194,7 +215,7 @@ fn report(plan: &QuantPlan<'_>, targets: &[Target], errors: &[f64], files: &[Pat
         model: Change::new(sizes.model, sizes.model - sizes.touched + after),
         file: Change::new(sizes.file, bytes),
         modules,
-        dense: targets.iter().filter(|target| target.format.is_none()).count(),
+        dense: targets.iter().filter(|target| target.base == Base::Floats).count(),
         instead: instead(plan, targets),
         unreached: plan.unreached.paths(),
     })
@@ -205,7 +226,7 @@ fn instead(plan: &QuantPlan<'_>, targets: &[Target]) -> Vec<String> {
     let Some(given) = plan.options.format else { return Vec::new() };
     let mut counts: BTreeMap<(String, String), usize> = BTreeMap::new();
     for (weight, target) in
-        plan.weights.iter().zip(targets).filter(|(_, target)| target.format != Some(given))
+        plan.weights.iter().zip(targets).filter(|(_, target)| target.format() != Some(given))
     {
         let columns = weight.row_shape()[1];
         let reason = if columns.is_multiple_of(given.block_len()) {
@@ -220,7 +241,7 @@ fn instead(plan: &QuantPlan<'_>, targets: &[Target]) -> Vec<String> {
             };
             format!("rows of {columns} elements do not fill blocks of {}{alternative}", given.block_len())
         };
-        let format = target.format.map_or("floats".to_string(), |format| format.to_string());
+        let format = target.format().map_or("floats".to_string(), |format| format.to_string());
         *counts.entry((reason, format)).or_default() += 1;
     }
     let weights = |n: usize| if n == 1 { "1 weight is".to_string() } else { format!("{n} weights are") };

@@ -26,16 +26,24 @@ pub enum LossOn {
     All,
 }
 
+impl LossOn {
+    /// Its name on the command line and in records.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Completion => "completion",
+            Self::Assistant => "assistant",
+            Self::All => "all",
+        }
+    }
+}
+
 impl FromStr for LossOn {
     type Err = String;
 
     fn from_str(name: &str) -> std::result::Result<Self, String> {
-        match name {
-            "completion" => Ok(Self::Completion),
-            "assistant" => Ok(Self::Assistant),
-            "all" => Ok(Self::All),
-            _ => Err(format!("'{name}'; expected completion, assistant or all")),
-        }
+        let all = [Self::Completion, Self::Assistant, Self::All];
+        let found = all.into_iter().find(|known| known.name() == name);
+        found.ok_or_else(|| format!("'{name}'; expected completion, assistant or all"))
     }
 }
 

@@ -13,6 +13,7 @@ use tokenizers::{AddedToken, Tokenizer};
 use crate::error::{DataError, Result};
 use crate::tokenize::build::unknown_class;
 use crate::tokenize::config::TokenizerConfig;
+use crate::tokenize::has_vocabulary;
 use crate::tokenize::parts::{Parts, Vocabulary};
 use crate::tokenize::protobuf::{Fields, Value};
 
@@ -24,9 +25,7 @@ const NAMES: [&str; 4] = ["tokenizer.model", "spiece.model", "sentencepiece.bpe.
 
 /// The SentencePiece model of a folder without any other vocabulary.
 pub(super) fn only_file(folder: &Path) -> Option<PathBuf> {
-    let has = |name: &str| has_file(folder.join(name));
-    let has_other = has("tokenizer.json") || has("vocab.txt") || (has("vocab.json") && has("merges.txt"));
-    let name = NAMES.iter().find(|name| !has_other && has(name))?;
+    let name = NAMES.iter().find(|name| !has_vocabulary(folder) && has_file(folder.join(name)))?;
     Some(folder.join(name))
 }
 

@@ -65,11 +65,14 @@ impl HeadLevel {
     /// The level of the head named by the class in `architectures`, `None` if it names none of them.
     pub fn named(raw: &Map<String, Value>) -> Option<Self> {
         let classes = raw.get("architectures").and_then(Value::as_array).into_iter().flatten();
-        let class = classes.filter_map(Value::as_str).next()?;
-        if class.ends_with(OF_PICTURES) {
+        Self::of_class(classes.filter_map(Value::as_str).next()?)
+    }
+
+    fn of_class(name: &str) -> Option<Self> {
+        if name.ends_with(OF_PICTURES) {
             return Some(Self::Sequence);
         }
-        Self::ALL.into_iter().find(|level| class.ends_with(level.class()))
+        Self::ALL.into_iter().find(|level| name.ends_with(level.class()))
     }
 
     /// Suffix of transformers' class names with such a head.
@@ -81,9 +84,13 @@ impl HeadLevel {
         }
     }
 
-    /// The level of PEFT's `task_type`, `None` for other tasks.
-    pub fn of_task(task_type: Option<&str>) -> Option<Self> {
-        Self::ALL.into_iter().find(|level| task_type == Some(level.task_type()))
+    /// The level of the head over which PEFT trained an adapter: by its `task_type`, or else by the class of the model in its
+    /// `auto_mapping`. `None` for other tasks.
+    pub fn of_adapter(task_type: Option<&str>, auto_mapping: Option<&Value>) -> Option<Self> {
+        match task_type {
+            Some(task) => Self::ALL.into_iter().find(|level| task == level.task_type()),
+            None => Self::of_class(auto_mapping?.get("base_model_class")?.as_str()?),
+        }
     }
 
     /// PEFT's `task_type`.

@@ -16,8 +16,8 @@ use std::path::{Path, PathBuf};
 use lowrank_adapters::peft::CONFIG_FILE;
 use lowrank_checkpoint::gguf;
 use lowrank_checkpoint::{Checkpoint, has_file};
-use lowrank_data::chat::ChatTemplate;
-use lowrank_data::tokenize::TextTokenizer;
+use lowrank_data::chat::{self, ChatTemplate};
+use lowrank_data::tokenize::{TextTokenizer, has_tokenizer};
 use serde_json::{Map, Value};
 
 use crate::architecture::ENCODERS;
@@ -47,6 +47,8 @@ pub struct ModelFolder {
     path: PathBuf,
     kind: ModelKind,
     config: Map<String, Value>,
+    /// Folder of an adapter, whose tokenizer, chat template and pooling come first.
+    adapter: Option<PathBuf>,
 }
 
 impl ModelFolder {
@@ -93,7 +95,25 @@ impl ModelFolder {
         let Some(Value::Object(config)) = read_json(&file)? else {
             return Err(ModelError::Config { path: file, reason: "expected a JSON object".into() });
         };
-        Ok(Self { kind: ModelKind::of(&config), path, config })
+        Ok(Self { kind: ModelKind::of(&config), path, config, adapter: None })
+    }
+
+    /// With an adapter: the tokenizer, the chat template and the pooling are those that it was trained with, if its folder
+    /// has them.
+    #[must_use]
+    pub fn with_adapter(mut self, dir: &Path) -> Self {
+        self.adapter = Some(dir.to_path_buf());
+        self
+    }
+
+    /// The adapter's folder if it has some files, else the model's.
+    fn of_adapter(&self, has: impl FnOnce(&Path) -> bool) -> &Path {
+        self.adapter.as_deref().filter(|dir| has(dir)).unwrap_or(&self.path)
+    }
+
+    /// The folder with the files of sentence-transformers, if there are any.
+    fn embedder(&self) -> &Path {
+        self.of_adapter(has_pooling)
     }
 
     /// Path of the folder, or of the GGUF file.
@@ -178,7 +198,7 @@ impl ModelFolder {
     /// # Errors
     /// Files that are missing or malformed.
     pub fn tokenizer(&self, max_length: Option<usize>) -> Result<TextTokenizer> {
-        Ok(TextTokenizer::from_folder(&self.path, max_length)?)
+        Ok(TextTokenizer::from_folder(self.of_adapter(has_tokenizer), max_length)?)
     }
 
     /// The tokenizer, truncating at `max_length` tokens or otherwise at the limit stated in the folder: `max_seq_length` of a
@@ -200,17 +220,32 @@ impl ModelFolder {
         }
         let tokenizer = self.tokenizer(limit)?;
         // As in sentence-transformers, its own length replaces the tokenizer's.
-        let named = pooling::max_length(&self.path)?.or(tokenizer.model_max_length());
+        let named = pooling::max_length(self.embedder())?.or(tokenizer.model_max_length());
         let own = [limit, named].into_iter().flatten().min();
         if own == limit { Ok(tokenizer) } else { self.tokenizer(own) }
     }
 
-    /// The chat template, `None` if the folder has none.
+    /// The chat template, `None` if there is no such file.
     ///
     /// # Errors
     /// A malformed template.
     pub fn chat_template(&self) -> Result<Option<ChatTemplate>> {
-        Ok(ChatTemplate::from_folder(&self.path)?)
+        let tokens = self.of_adapter(has_tokenizer);
+        if let Some(dir) = &self.adapter
+            && let Some(template) = ChatTemplate::from_folders(dir, tokens)?
+        {
+            return Ok(Some(template));
+        }
+        Ok(ChatTemplate::from_folders(&self.path, tokens)?)
+    }
+
+    /// The sources of all chat templates by name, those of an adapter in place of the model's.
+    ///
+    /// # Errors
+    /// A malformed file.
+    pub fn chat_templates(&self) -> Result<Vec<(String, String)>> {
+        let own = self.adapter.as_deref().map(chat::templates).transpose()?.unwrap_or_default();
+        Ok(if own.is_empty() { chat::templates(&self.path)? } else { own })
     }
 
     /// The folder's generation defaults.
@@ -219,6 +254,11 @@ impl ModelFolder {
     /// A `generation_config.json` that is malformed or out of range.
     pub fn generation(&self) -> Result<GenerationConfig> {
         GenerationConfig::read(&self.path, &self.config)
+    }
+
+    /// Whether files of sentence-transformers state a pooling.
+    pub fn has_pooling(&self) -> bool {
+        has_pooling(self.embedder())
     }
 
     /// Pooling of hidden states into an embedding of a text: according to the files of sentence-transformers or the metadata of a
@@ -232,8 +272,9 @@ impl ModelFolder {
         } else {
             self.encoder_config()?.d_model
         };
-        let mut pooling = SentencePooling::read(&self.path, width)?;
-        if gguf::is_gguf(&self.path)
+        let folder = self.embedder();
+        let mut pooling = SentencePooling::read(folder, width)?;
+        if gguf::is_gguf(folder)
             && let Some(mode) = gguf::Pooling::of(&self.checkpoint()?)?
         {
             pooling.modes = vec![match mode {
@@ -252,4 +293,9 @@ impl ModelFolder {
     pub fn checkpoint(&self) -> Result<Checkpoint> {
         Ok(Checkpoint::open(&self.path)?)
     }
+}
+
+/// Whether a folder has files of sentence-transformers that state a pooling.
+fn has_pooling(folder: &Path) -> bool {
+    ["modules.json", "1_Pooling/config.json"].iter().any(|file| has_file(folder.join(file)))
 }

@@ -2,6 +2,7 @@
 
 use burn::module::Param;
 use burn::prelude::*;
+use burn::tensor::DType;
 use lowrank_adapters::peft::host_values;
 use lowrank_checkpoint::HostTensor;
 use lowrank_kernels::BlockFormat;
@@ -54,7 +55,13 @@ impl<B: Backend, F: FnMut(&Parameter<'_>, bool) -> bool> ParamVisitor<B> for Cho
         let was = param.is_require_grad();
         let trained = at.role != Role::Constant && (self.0)(at, was);
         if trained != was {
-            *param = param.clone().set_require_grad(trained);
+            // A trained parameter is in f32, as its gradient and its moments are.
+            let floats = match param.val().dtype() {
+                DType::F32 => param.clone(),
+                _ if trained => param.clone().map(|value| value.cast(DType::F32)),
+                _ => param.clone(),
+            };
+            *param = floats.set_require_grad(trained);
         }
     }
 }

@@ -22,6 +22,7 @@ const STACK: OptionSpec = OptionSpec {
 const LOWRANK: &MethodSpec = &MethodSpec {
     sharing: Sharing::ShapeIf(STACK.name),
     options: &[STACK],
+    ignores: &["alpha", "rslora", "alpha-pattern", "lora-plus"],
     // Files do not record that a LoRA was trained at full size.
     is_of: |_| false,
     ..MethodSpec::new("lowrank", "LORA", "A full-size correction, brought back to low rank after every step")

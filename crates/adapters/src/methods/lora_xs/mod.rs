@@ -25,6 +25,7 @@ const CORE: &str = ".default_lora_latent_mapping.weight";
 
 const LORA_XS: &MethodSpec = &MethodSpec {
     keys: &[CORE],
+    ignores: &["lora-plus"],
     adopts: |folder| {
         folder.config.peft_type == "LORA" && folder.tensors.keys().any(|key| key.ends_with(CORE))
     },

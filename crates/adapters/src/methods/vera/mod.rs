@@ -21,6 +21,7 @@ const OUTPUT: &str = ".vera_lambda_b";
 const VERA: &MethodSpec = &MethodSpec {
     sharing: Sharing::All,
     any_rank: true,
+    ignores: &["alpha", "rslora", "lora-plus"],
     keys: &[OUTPUT, INNER],
     ..MethodSpec::new("vera", "VERA", "Two vectors for each layer over frozen random factors")
 };

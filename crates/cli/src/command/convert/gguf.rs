@@ -10,7 +10,6 @@ use lowrank_checkpoint::gguf::{
     write_model,
 };
 use lowrank_checkpoint::{Checkpoint, Dtype, FloatType};
-use lowrank_data::chat;
 use lowrank_data::tokenize::SpecialIds;
 use lowrank_factor::matrix::to_row_major;
 use lowrank_models::{
@@ -24,10 +23,11 @@ use crate::adapter::{DetachedAdapter, load_adapter};
 use crate::backend::{Inner, device};
 use crate::command::merge::stored_dtype;
 use crate::context::{adapter_folder, open_model, print_json};
+use crate::usage::usage;
 
 /// Writes what the options specify.
 pub(super) fn run(args: &Args) -> Result<()> {
-    ensure!(
+    ensure_usage!(
         args.rank.is_none() && !args.by_kind,
         "--rank and --by-kind do not apply to --to gguf; resize the adapter first"
     );
@@ -59,7 +59,11 @@ fn language_model(path: &Path) -> Result<ModelFolder> {
 }
 
 fn model_file(args: &Args) -> Result<()> {
-    let folder = language_model(args.model.as_deref().context("give the model with --model")?)?;
+    let mut folder =
+        language_model(args.model.as_deref().ok_or_else(|| usage("give the model with --model"))?)?;
+    if let Some(adapter) = &args.adapter {
+        folder = folder.with_adapter(&adapter_folder(adapter)?);
+    }
     let config = folder.decoder_config()?;
     if !config.lowrank.modules.is_empty() {
         bail!(
@@ -88,14 +92,17 @@ fn model_file(args: &Args) -> Result<()> {
             folder.path().display()
         );
     }
-    let merged =
-        args.adapter.as_deref().map(|adapter| merge(&folder, config.clone(), adapter)).transpose()?;
+    let merged = args
+        .adapter
+        .as_deref()
+        .map(|adapter| merge(&folder, config.clone(), adapter, args.alpha))
+        .transpose()?;
     let weights = match &merged {
         Some(dir) => Checkpoint::open(dir.path())?,
         None => folder.checkpoint()?,
     };
     let tokenizer = folder.tokenizer(None)?;
-    let (json, templates) = (tokenizer.to_json()?, chat::templates(folder.path())?);
+    let (json, templates) = (tokenizer.to_json()?, folder.chat_templates()?);
     let frame = tokenizer.encode("", None)?.ids;
     let roles = roles(&tokenizer.special_ids(), &config, &frame);
     let parts = ModelParts {
@@ -126,10 +133,15 @@ fn stored(checkpoint: &Checkpoint) -> Option<FileType> {
 }
 
 /// The model with an adapter merged into it, in a temporary folder.
-fn merge(folder: &ModelFolder, config: DecoderConfig, adapter: &Path) -> Result<tempfile::TempDir> {
+fn merge(
+    folder: &ModelFolder,
+    config: DecoderConfig,
+    adapter: &Path,
+    alpha: Option<f64>,
+) -> Result<tempfile::TempDir> {
     let device = device()?;
     let mut model = Decoder::<Inner>::load(folder.path(), config, Default::default(), &device)?;
-    let adapters = load_adapter(&mut model, &adapter_folder(adapter)?, &device)?;
+    let adapters = load_adapter(&mut model, &adapter_folder(adapter)?, alpha, &device)?;
     let dir = tempfile::tempdir().context("cannot create a temporary folder for the merged weights")?;
     model.merged(&adapters)?.save(dir.path(), folder.path(), FloatType::F32)?;
     Ok(dir)
@@ -137,15 +149,14 @@ fn merge(folder: &ModelFolder, config: DecoderConfig, adapter: &Path) -> Result<
 
 /// The pooling of a sentence embedder, as far as llama.cpp has it.
 fn pooling(folder: &ModelFolder) -> Result<Option<Pooling>> {
-    if is_gguf(folder.path()) {
+    if is_gguf(folder.path()) && !folder.has_pooling() {
         let pooling = Pooling::of(&folder.checkpoint()?);
         return Ok(pooling.unwrap_or_else(|error| {
             eprintln!("warning: {error}; it is left out");
             None
         }));
     }
-    let files = ["modules.json", "1_Pooling/config.json"];
-    if !files.iter().any(|file| folder.path().join(file).is_file()) {
+    if !folder.has_pooling() {
         return Ok(None);
     }
     let pooling = folder.pooling()?;

@@ -4,7 +4,7 @@ mod gguf;
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 use clap::ValueEnum;
 use lowrank_adapters::{AdapterSet, Grouping};
 use lowrank_checkpoint::gguf::FileType;
@@ -14,6 +14,7 @@ use serde_json::json;
 use crate::adapter::DetachedAdapter;
 use crate::backend::{Inner, device};
 use crate::context::{new_folder, print_json, warn_unused, write_folder};
+use crate::usage::usage;
 
 /// Target format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -64,14 +65,14 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<()> {
-    ensure!(args.rank != Some(0), "--rank 0 is out of range; expected 1 or more");
+    ensure_usage!(args.rank != Some(0), "--rank 0 is out of range; expected 1 or more");
     warn_unused(args.to == Target::Lotr, &["by_kind"], "applies to lotr");
     warn_unused(args.adapter.is_some(), &["alpha", "rank"], "requires --adapter");
     if args.to == Target::Gguf {
         return gguf::run(&args);
     }
-    ensure!(args.kind.is_none() && !args.merge, "--type and --merge require --to gguf");
-    let adapter = args.adapter.as_deref().context("give --adapter, or --to gguf for a model")?;
+    ensure_usage!(args.kind.is_none() && !args.merge, "--type and --merge require --to gguf");
+    let adapter = args.adapter.as_deref().ok_or_else(|| usage("give --adapter, or --to gguf for a model"))?;
     new_folder(&args.output, &[adapter])?;
     let adapter = DetachedAdapter::read(adapter, args.alpha, args.model.as_deref())?;
     let updates = adapter.updates()?;

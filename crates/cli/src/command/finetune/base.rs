@@ -2,21 +2,22 @@
 //! need.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use anyhow::{Result, bail, ensure};
 use lowrank_adapters::Init;
-use lowrank_checkpoint::Checkpoint;
+use lowrank_checkpoint::{Checkpoint, Dtype};
 use lowrank_models::params::WeightType;
 use lowrank_models::{Adaptable, Decoder, Parameter, Parameters};
 use lowrank_spec::names::expert_of;
-use lowrank_spec::{BlockFormat, Site};
+use lowrank_spec::{BlockFormat, LowrankSection, Site};
 use lowrank_train::{TrainConfig, TunedDecoder};
 use serde_json::{Map, Value, json};
 
 use super::Args;
 use crate::backend::Train;
 use crate::calibration::FIRST_TOKENS;
-use crate::context::print_json;
+use crate::context::{open_model, print_json};
 use crate::method::Method;
 
 /// Options of the base.
@@ -55,13 +56,13 @@ impl BaseArgs {
             None => return Ok(otherwise),
             Some(4) => BlockFormat::Nf4,
             Some(8) => BlockFormat::Q8_0,
-            Some(bits) => bail!("--base-bits {bits} is not supported; choose 4 or 8"),
+            Some(bits) => bail_usage!("--base-bits {bits} is not supported; choose 4 or 8"),
         };
-        ensure!(
+        ensure_usage!(
             !args.random_init,
             "--base-bits quantizes the weights of a checkpoint; leave it out with --random-init"
         );
-        ensure!(
+        ensure_usage!(
             args.method != Method::Full,
             "--base-bits freezes the base, and --method full trains it; choose an adapter method, e.g. lora"
         );
@@ -70,6 +71,23 @@ impl BaseArgs {
 }
 
 impl BaseArgs {
+    /// Warns of matrices that the files hold in blocks already.
+    pub(super) fn warn_blocks(&self, weights: &Path) -> Result<()> {
+        let Some(bits) = self.base_bits else { return Ok(()) };
+        let checkpoint = Checkpoint::open(weights)?;
+        let infos = checkpoint.names().filter_map(|name| checkpoint.info(name));
+        let in_file = infos.filter(|info| matches!(info.dtype, Dtype::Block(_))).count();
+        let section = LowrankSection::of_config(open_model(weights)?.config())?;
+        let stored = in_file + section.modules.values().filter(|entry| !entry.formats.is_empty()).count();
+        if stored > 0 {
+            eprintln!(
+                "warning: {}: {stored} matrices are quantized already and keep their formats; --base-bits {bits} applies to the others",
+                weights.display()
+            );
+        }
+        Ok(())
+    }
+
     /// Says how many of a model's maps `--base-bits` leaves in floats because their rows do not fit.
     pub(super) fn note_floats<M: Parameters<Train> + Adaptable<Train>>(&self, model: &M) {
         let Some(bits) = self.base_bits else { return };

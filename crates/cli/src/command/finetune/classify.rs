@@ -10,7 +10,7 @@ use lowrank_models::{HeadLevel, Problem};
 use lowrank_train::{Classification, FineTuner};
 
 use super::job::{self, Identity, Process};
-use super::model::{build, save, sources};
+use super::model::{build, opened, save, sources};
 use super::record::{hash_starts, settings};
 use super::rows::{Reader, read_spec};
 use super::weights::recorded;
@@ -18,7 +18,7 @@ use super::{Args, check_output};
 use crate::backend::{Device, Inner};
 use crate::calibration::first_examples;
 use crate::command::evaluate::class_order;
-use crate::context::{classifier_config, open_model};
+use crate::context::classifier_config;
 use crate::method::{Method, default_targets};
 
 pub(super) fn run(
@@ -28,7 +28,8 @@ pub(super) fn run(
     device: &Device,
     process: Process<'_>,
 ) -> Result<()> {
-    let base = open_model(folder)?.classifier_config()?;
+    let opened = opened(args, folder)?;
+    let base = opened.classifier_config()?;
     if let BodyConfig::Encoder(encoder) = &base.body {
         ensure!(
             encoder.architecture.has_heads,
@@ -37,7 +38,7 @@ pub(super) fn run(
             base.class()
         );
     }
-    let reader = Reader::open(args, folder, &base)?;
+    let reader = Reader::open(args, &opened, &base)?;
     check_output(args)?;
     // Options are validated before the rows are encoded, as far as that takes no model.
     args.base.weights(args, WeightType::F32)?;

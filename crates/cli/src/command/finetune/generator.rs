@@ -8,7 +8,7 @@ use lowrank_adapters::peft::PeftConfig;
 use lowrank_checkpoint::{Checkpoint, Dtype, FloatType, TensorInfo, replace_dir_atomic};
 use lowrank_compress::Tokens;
 use lowrank_models::params::WeightType;
-use lowrank_models::{LanguageModel, Parameter};
+use lowrank_models::{LanguageModel, Parameter, Part};
 use lowrank_train::Tuned;
 
 use super::Args;
@@ -17,6 +17,7 @@ use super::model::{adapt, adapted_paths, save_adapter, save_model, sources};
 use super::residual::Unquantized;
 use super::start::StartAdapter;
 use crate::backend::{Device, Inner, Train};
+use crate::context::warn_unused;
 use crate::method::{Method, generator_trains, query_and_value};
 
 /// A model to train.
@@ -61,6 +62,7 @@ pub(super) fn build<M: LanguageModel<Train> + Module<Train>>(
     let unquantized = Unquantized { folder: &weights, rows: Some(rows) };
     let (mut model, adapters) =
         adapt(args, model, start.as_ref(), &default_targets, heads, &unquantized, device)?;
+    args.base.warn_blocks(&weights)?;
     args.base.note_floats(&model);
     let adapted = adapted_paths(&adapters);
     let (bias, tied) = (args.adapter.bias, model.tied());
@@ -72,7 +74,14 @@ pub(super) fn build<M: LanguageModel<Train> + Module<Train>>(
         method => generator_trains(Some(method), tied.as_ref(), at),
     };
     check_frozen(args.method, &model, trains)?;
-    model.choose_trained(|at, _| trains(at));
+    let mut trains_head = false;
+    model.choose_trained(|at, _| {
+        let is_trained = trains(at);
+        trains_head |= is_trained && at.module.part == Part::Head;
+        is_trained
+    });
+    let rule = "requires a head that is trained in full and not tied to the embeddings";
+    warn_unused(trains_head, &["head_lr"], rule);
     let model = Tuned::new(model, adapters);
     ensure!(
         model.count().0 > 0,

@@ -6,23 +6,23 @@ use anyhow::{Result, bail, ensure};
 use burn::module::AutodiffModule;
 use lowrank_checkpoint::Checkpoint;
 use lowrank_compress::Tokens;
-use lowrank_data::chat::ChatTemplate;
 use lowrank_data::rows::{LossOn, RowEncoder, Rows, TokenPair, TokenRow};
 use lowrank_data::tokenize::{self, TextTokenizer};
-use lowrank_models::{Decoder, DecoderConfig};
+use lowrank_models::{Decoder, DecoderConfig, ModelFolder};
 use lowrank_train::{DpoConfig, NextToken, Preference, Samples, TrainConfig, TunedDecoder};
 use serde_json::{Value, json};
 
 use super::base::{recomputes, report};
 use super::generator::{Weights, build, save};
 use super::job::{self, Identity, Process};
+use super::model::opened;
 use super::record::{fnv, hash_starts, settings};
 use super::{Args, check_output};
 use crate::backend::{Device, Inner, Train};
 use crate::calibration::first_texts;
 use crate::command::compress::Bytes;
-use crate::context::open_model;
 use crate::method::Method;
+use crate::usage::usage;
 
 /// Options of language models.
 #[derive(clap::Args)]
@@ -121,14 +121,15 @@ pub(super) fn run(args: &Args, folder: &Path, device: &Device, process: Process<
         beta: args.language.beta.unwrap_or(DpoConfig::default().beta),
         label_smoothing: args.language.label_smoothing.unwrap_or_default(),
     };
-    loss.validate()?;
+    loss.validate().map_err(usage)?;
     let (Some(train), Some(dev)) = (&args.train, &args.dev) else {
         bail!("{}: is a language model; give rows with --train and --dev", folder.display())
     };
-    let base = open_model(folder)?.decoder_config()?;
+    let opened = opened(args, folder)?;
+    let base = opened.decoder_config()?;
     check_balance(folder, &base)?;
-    let tokenizer = TextTokenizer::from_folder(folder, None)?;
-    let rows = encode(args, folder, &base, &tokenizer, [train, dev])?;
+    let tokenizer = opened.tokenizer(None)?;
+    let rows = encode(args, &opened, &base, &tokenizer, [train, dev])?;
     let first = || Ok(rows.first());
     let built = build(args, folder, &first, device, |weights| match weights {
         Weights::Random => Decoder::<Train>::init(base, args.seed, device).map_err(anyhow::Error::msg),
@@ -147,7 +148,7 @@ pub(super) fn run(args: &Args, folder: &Path, device: &Device, process: Process<
     let task = task_name(train);
     let identity = |config: &TrainConfig, data_hash| {
         let mut settings = settings(args, config, &task, built.start.as_ref(), &built.default_targets);
-        settings.insert("loss_on".into(), json!(format!("{:?}", args.language.loss_on.unwrap_or_default())));
+        settings.insert("loss_on".into(), json!(args.language.loss_on.unwrap_or_default().name()));
         if matches!(rows, Encoded::Pairs(..)) {
             settings.insert("beta".into(), json!(loss.beta));
             settings.insert("label_smoothing".into(), json!(loss.label_smoothing));
@@ -242,7 +243,7 @@ impl Encoded {
 
 fn encode(
     args: &Args,
-    folder: &Path,
+    folder: &ModelFolder,
     config: &DecoderConfig,
     tokenizer: &TextTokenizer,
     paths: [&PathBuf; 2],
@@ -252,7 +253,7 @@ fn encode(
         bail!("--max-length {n} exceeds the model's limit of {limit} tokens");
     }
     let max_length = args.max_length.unwrap_or(config.max_positions.min(LENGTH));
-    let template = ChatTemplate::from_folder(folder)?;
+    let template = folder.chat_template()?;
     let loss_on = args.language.loss_on.unwrap_or_default();
     let encoder = RowEncoder::new(tokenizer, template.as_ref(), loss_on, max_length)?;
     let [train, dev] = [Rows::read(paths[0])?, Rows::read(paths[1])?];

@@ -11,20 +11,20 @@ use lowrank_data::pack::EncodedDataset;
 use lowrank_data::rows::{LossOn, RowEncoder, Rows};
 use lowrank_data::tokenize::{Encoded, TextTokenizer};
 use lowrank_models::params::WeightType;
-use lowrank_models::{MaskedLm, Parameters, Part};
+use lowrank_models::{MaskedLm, ModelFolder, Parameters, Part};
 use lowrank_train::{Masked, TunedMaskedLm};
 use serde_json::Value;
 
 use super::job::{self, Identity, Process};
 use super::language::task_name;
-use super::model::{adapt, adapted_paths, save_adapter, save_model, sources};
+use super::model::{adapt, adapted_paths, opened, save_adapter, save_model, sources};
 use super::record::{hash_starts, settings};
 use super::residual::Unquantized;
 use super::rows::{are_labelled, extension, hash_rows};
 use super::start::StartAdapter;
 use super::{Args, check_output};
 use crate::backend::{Device, Inner, Train};
-use crate::context::{open_model, read_text};
+use crate::context::read_text;
 use crate::method::{Method, default_targets};
 
 pub(super) fn run(args: &Args, folder: &Path, device: &Device, process: Process<'_>) -> Result<()> {
@@ -43,19 +43,20 @@ pub(super) fn run(args: &Args, folder: &Path, device: &Device, process: Process<
     let (Some(train), Some(dev)) = (&args.train, &args.dev) else {
         bail!("{}: give texts with --train and --dev", folder.display())
     };
-    let classifier = open_model(folder)?.classifier_config()?;
+    let opened = opened(args, folder)?;
+    let classifier = opened.classifier_config()?;
     let targets = default_targets(&classifier);
     let limit = classifier.max_tokens();
     let max_length = args.max_length.unwrap_or(limit);
     ensure!(max_length <= limit, "--max-length {max_length} exceeds the model's limit of {limit} tokens");
-    let tokenizer = TextTokenizer::from_folder(folder, None)?;
+    let tokenizer = opened.tokenizer(None)?;
     let masker = Masker::new(&tokenizer)?;
     let [train_rows, dev_rows] = [Rows::read(train)?, Rows::read(dev)?];
     job::warn_repeated(&dev_rows, &train_rows);
     let [train_rows, dev_rows] =
         [encode(&train_rows, &tokenizer, max_length)?, encode(&dev_rows, &tokenizer, max_length)?];
     let data_hash = hash_rows([&train_rows, &dev_rows].into_iter());
-    let (model, start, model_hash) = build(args, folder, &targets, classifier.n_heads(), device)?;
+    let (model, start, model_hash) = build(args, &opened, &targets, classifier.n_heads(), device)?;
     let objective = Masked::new(train_rows, Some(dev_rows), masker, &config)?;
     if let Some(epochs) = args.epochs {
         config.max_steps = objective.plan().steps_for(epochs);
@@ -109,13 +110,13 @@ fn encode(rows: &Rows, tokenizer: &TextTokenizer, max_length: usize) -> Result<A
 /// weights.
 fn build(
     args: &Args,
-    folder: &Path,
+    folder: &ModelFolder,
     targets: &str,
     heads: usize,
     device: &Device,
 ) -> Result<(TunedMaskedLm<Train>, Option<StartAdapter>, String)> {
-    let config = open_model(folder)?.encoder_config()?;
-    let (weights, adapter) = sources(args, folder)?;
+    let config = folder.encoder_config()?;
+    let (weights, adapter) = sources(args, folder.path())?;
     let (mut model, hash) = if args.random_init {
         (MaskedLm::<Train>::init(config, args.seed, device)?, "random".to_string())
     } else {

@@ -29,6 +29,7 @@ use crate::context::{
     SpanArgs, TaskName, check_kind, check_task, model_folder, new_folder, open_model, warn_unused,
 };
 use crate::method::{AdapterArgs, Method};
+use crate::usage::usage;
 
 use self::base::BaseArgs;
 use self::job::Process;
@@ -175,7 +176,7 @@ pub(crate) fn run(args: Args, team: &dyn Team) -> Result<()> {
     let process = Process::start(team);
     check_task(args.task, args.data.as_deref(), args.train.as_deref(), "--train <TRAIN>");
     let is_adapter = args.method.adapter().is_some();
-    warn_unused(is_adapter, &AdapterArgs::OPTIONS, "requires an adapter method");
+    args.adapter.warn_unused(Some(args.method));
     warn_unused(is_adapter, &["lora_plus"], "requires an adapter method");
     warn_unused(args.task.is_some(), &["data"], "requires --task");
     let device = device()?;
@@ -251,9 +252,9 @@ impl Args {
             early_stopping: self.early_stopping,
             seed: self.seed,
         };
-        config.validate()?;
+        config.validate().map_err(usage)?;
         if let Some(epochs) = self.epochs {
-            ensure!(
+            ensure_usage!(
                 epochs.is_finite() && epochs > 0.0,
                 "epochs = {epochs} is out of range; expected a number above 0"
             );

@@ -10,7 +10,10 @@ use lowrank_adapters::peft::{AdapterFolder, PeftConfig, TENSOR_FILE};
 use lowrank_checkpoint::{Checkpoint, FloatType, replace_dir_atomic};
 use lowrank_compress::Tokens;
 use lowrank_models::params::WeightType;
-use lowrank_models::{Adaptable, Classifier, ClassifierConfig, HeadLevel, Parameter, Parameters, Trainable};
+use lowrank_models::{
+    Adaptable, Classifier, ClassifierConfig, HeadLevel, ModelFolder, Parameter, Parameters, Trainable,
+    copy_companions,
+};
 use lowrank_spec::{HostTensor, Site, Targets};
 use lowrank_train::FineTuner;
 
@@ -18,8 +21,9 @@ use super::Args;
 use super::base::check_frozen;
 use super::residual::Unquantized;
 use super::start::StartAdapter;
+use crate::adapter::add_tied_head;
 use crate::backend::{Device, Inner, Train};
-use crate::context::{adapter_folder, model_folder, write_labels};
+use crate::context::{adapter_folder, model_folder, open_model, write_labels};
 use crate::method::{Method, default_targets};
 
 /// A model to train.
@@ -40,6 +44,15 @@ pub(super) fn sources(args: &Args, folder: &Path) -> Result<(PathBuf, Option<Pat
             Err(_) => (model_folder(path)?, None),
         },
         None => (folder.to_path_buf(), None),
+    })
+}
+
+/// The model's folder, with the tokenizer and the chat template of the adapter that training starts from, if it has them.
+pub(super) fn opened(args: &Args, folder: &Path) -> Result<ModelFolder> {
+    let opened = open_model(folder)?;
+    Ok(match sources(args, folder)?.1 {
+        Some(adapter) => opened.with_adapter(&adapter),
+        None => opened,
     })
 }
 
@@ -94,6 +107,7 @@ pub(super) fn build(
     let heads = model.config().n_heads();
     let unquantized = Unquantized { folder: &weights, rows: Some(rows) };
     let (model, adapters) = adapt(args, model, start.as_ref(), &targets, heads, &unquantized, device)?;
+    args.base.warn_blocks(&weights)?;
     args.base.note_floats(&model);
     let trainable = match args.method {
         Method::Full => Trainable::All,
@@ -153,7 +167,7 @@ pub(super) fn adapt<M: Adaptable<Train>>(
         return Ok((model, adapters));
     };
     start.check(args, method)?;
-    if args.adapter.targets.is_some() {
+    if args.adapter.names_layers() {
         start.check_targets(&fresh(&model)?)?;
     }
     Ok((model, start.factors(args)))
@@ -196,8 +210,17 @@ pub(super) fn save(args: &Args, source: &Path, tuner: &FineTuner<Inner>, base_ha
 pub(super) fn save_model(args: &Args, write: impl FnOnce(&Path) -> Result<()>) -> Result<u64> {
     replace_dir_atomic(args.output.join("model"), |dir| {
         write(dir)?;
+        copy_of_start(args, dir)?;
         file_size(&dir.join("model.safetensors"))
     })
+}
+
+/// Copies the tokenizer and the other files of the adapter that training started from.
+fn copy_of_start(args: &Args, dir: &Path) -> Result<()> {
+    match args.init_from.as_deref().map(adapter_folder) {
+        Some(Ok(start)) => Ok(copy_companions(&start, dir)?),
+        _ => Ok(()),
+    }
 }
 
 /// Writes adapters with the trained biases and the extras of the initial adapter. Returns their bytes.
@@ -219,8 +242,13 @@ pub(super) fn save_adapter<M: Adaptable<Inner>>(
         inference_mode: true,
         ..config
     };
-    let mut configs = vec![&config];
-    configs.extend(set.carried().map(|carried| &carried.config));
+    // The task of the adapter at the start may be another one.
+    let carried = set.carried().map(|carried| PeftConfig {
+        task_type: carried.config.task_type.clone().filter(|_| config.task_type.is_none()),
+        ..carried.config.clone()
+    });
+    let carried: Vec<PeftConfig> = carried.collect();
+    let configs: Vec<&PeftConfig> = [&config].into_iter().chain(&carried).collect();
     let config = PeftConfig::united(&configs)?;
     let adapted = adapted_paths(set);
     let is_carried = |at: &Parameter<'_>| {
@@ -232,12 +260,9 @@ pub(super) fn save_adapter<M: Adaptable<Inner>>(
             saved.push(tensor);
         }
     }
-    // PEFT reads a table that stays tied under both of its names.
-    if let Some([table, head]) = model.tied().filter(|_| config.ensure_weight_tying) {
-        let table = saved.iter().find(|tensor| tensor.name == format!("{table}.weight")).cloned();
-        saved.extend(table.map(|table| HostTensor { name: format!("{head}.weight"), ..table }));
-    }
+    add_tied_head(&mut saved, model.tied().as_ref(), &config);
     AdapterFolder::from_set(set, model.sites(), config, saved)?.write(dir)?;
+    copy_of_start(args, dir)?;
     file_size(&dir.join(TENSOR_FILE))
 }
 

@@ -14,7 +14,7 @@ use lowrank_data::is_json_lines;
 use lowrank_data::pack::EncodedDataset;
 use lowrank_data::questions::{Asked, QuestionSet, are_questions, read_questions};
 use lowrank_data::tokenize::TextTokenizer;
-use lowrank_models::{ClassifierConfig, HeadLevel};
+use lowrank_models::{ClassifierConfig, HeadLevel, ModelFolder};
 use lowrank_train::DevSet;
 use serde_json::Value;
 
@@ -48,9 +48,9 @@ pub(super) enum Reader {
 
 impl Reader {
     /// That of a model's folder.
-    pub(super) fn open(args: &Args, folder: &Path, config: &ClassifierConfig) -> Result<Self> {
+    pub(super) fn open(args: &Args, folder: &ModelFolder, config: &ClassifierConfig) -> Result<Self> {
         if config.patches().is_some() {
-            return Ok(Self::Images(Pictures::open(folder, config)?));
+            return Ok(Self::Images(Pictures::open(folder.path(), config)?));
         }
         Ok(Self::Texts(Box::new(tokenizer(folder, config, args.max_length)?)))
     }
@@ -78,7 +78,7 @@ pub(super) fn read_spec(args: &Args, known: &[String]) -> Result<(TaskSpec, Sour
         return Ok((task.spec(), Source::Glue { root: root.clone(), task, train }));
     }
     let (Some(train), Some(dev)) = (&args.train, &args.dev) else {
-        bail!("give --task and --data, or --train and --dev");
+        bail_usage!("give --task and --data, or --train and --dev");
     };
     let name = train.file_stem().map_or_else(|| "own".into(), |s| s.to_string_lossy().into_owned());
     if is_tagged(train)? {
@@ -100,7 +100,7 @@ fn read_images(args: &Args) -> Result<(TaskSpec, Source)> {
     let [train, dev] = match (&args.data, &args.train, &args.dev) {
         (Some(root), ..) => find_splits(root)?,
         (None, Some(train), Some(dev)) => [train.clone(), dev.clone()],
-        _ => bail!("give --data, or --train and --dev"),
+        _ => bail_usage!("give --data, or --train and --dev"),
     };
     let root = args.data.as_ref().unwrap_or(&train);
     let name = root.file_name().map_or_else(|| "images".into(), |name| name.to_string_lossy().into_owned());

@@ -4,18 +4,17 @@ use std::path::Path;
 
 use anyhow::{Result, bail, ensure};
 use lowrank_data::rows::{Rows, SourceTarget};
-use lowrank_data::tokenize::TextTokenizer;
 use lowrank_models::Seq2Seq;
 use lowrank_train::{Samples, SequencePairs, TunedSeq2Seq};
 
 use super::generator::{Weights, build, save};
 use super::job::{self, Identity, Process};
 use super::language::{LENGTH, SAMPLE_TOKENS, default_rate, task_name};
+use super::model::opened;
 use super::record::{fnv, hash_starts, settings};
 use super::{Args, check_output};
 use crate::backend::{Device, Inner, Train};
 use crate::calibration::first_pairs;
-use crate::context::open_model;
 use crate::language::{encode_pairs, pair_window};
 
 pub(super) fn run(args: &Args, folder: &Path, device: &Device, process: Process<'_>) -> Result<()> {
@@ -29,8 +28,9 @@ pub(super) fn run(args: &Args, folder: &Path, device: &Device, process: Process<
     let (Some(train), Some(dev)) = (&args.train, &args.dev) else {
         bail!("{}: is an encoder-decoder model; give rows with --train and --dev", folder.display())
     };
-    let base = open_model(folder)?.seq2seq_config()?;
-    let tokenizer = TextTokenizer::from_folder(folder, None)?;
+    let opened = opened(args, folder)?;
+    let base = opened.seq2seq_config()?;
+    let tokenizer = opened.tokenizer(None)?;
     let [train_rows, dev_rows] = [Rows::read(train)?, Rows::read(dev)?];
     job::warn_repeated(&dev_rows, &train_rows);
     let limit = pair_window(args.max_length, &base, &tokenizer)?;

@@ -12,6 +12,7 @@ use super::Args;
 use super::model::adapted_paths;
 use crate::adapter::{read, warn_idle};
 use crate::backend::{Device, Train};
+use crate::context::check_effect;
 
 /// An adapter that a run starts from.
 pub(super) struct StartAdapter {
@@ -56,6 +57,12 @@ impl StartAdapter {
             args.adapter.init.is_none(),
             "{dir}: gives the first factors, and so does --init; leave one of them out"
         );
+        check_effect(
+            false,
+            &["rank_pattern", "alpha_pattern"],
+            "is given by the adapter of --init-from, whose ranks and alphas stay as they are",
+        )?;
+        args.adapter.warn_unused_beside_start(method);
         ensure!(
             !self.set.carried().any(Carried::has_token_rows),
             "{dir}: contains trainable_token_indices, which cannot be trained further; merge it into the model first"
@@ -84,13 +91,16 @@ impl StartAdapter {
         set
     }
 
-    /// Whether it adapts the layers of `asked`, which `--targets` names.
+    /// Whether it adapts the layers of `asked`, which the options name.
     pub(super) fn check_targets(&self, asked: &AdapterSet<Train>) -> Result<()> {
         let [own, asked]: [BTreeSet<String>; 2] = [adapted_paths(&self.set), adapted_paths(asked)];
         if let Some(path) = own.symmetric_difference(&asked).next() {
             let (has, other) =
                 if own.contains(path) { ("adapts", "do not") } else { ("does not adapt", "do") };
-            bail!("the adapter to start from {has} '{path}', and --targets {other}; name its own layers");
+            bail!(
+                "the adapter to start from {has} '{path}', and --targets, --layers and --exclude {other}; name its own layers, or \
+                 leave these options out"
+            );
         }
         Ok(())
     }
