@@ -213,7 +213,7 @@ impl AdapterConfig {
         let patterned = !(self.rank_pattern.is_empty() && self.alpha_pattern.is_empty());
         if patterned && matches!(self.method.sharing, Sharing::Shape | Sharing::All) {
             return bad(
-                "rank-pattern",
+                if self.rank_pattern.is_empty() { "alpha-pattern" } else { "rank-pattern" },
                 self.method.to_string(),
                 "a method with separate factors for each layer",
             );
@@ -232,7 +232,7 @@ impl AdapterConfig {
                 expected,
             };
             let Some(option) = self.method.options.iter().find(|option| option.name == name) else {
-                return Err(bad(format!("no such option for {}", self.method)));
+                return Err(bad(format!("a method that has it, not {}", self.method)));
             };
             let (min, max) = match option.kind {
                 OptionKind::Flag => (0, 1),

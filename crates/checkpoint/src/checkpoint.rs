@@ -91,6 +91,55 @@ impl Checkpoint {
         Self { path, files, tensors: table.tensors, metadata: table.metadata, fused: table.fused }
     }
 
+    /// With these matrices of bytes, `(rows, bytes of a row)`, as blocks of a format, `(rows, columns)`.
+    ///
+    /// # Errors
+    /// [`MissingTensor`](CheckpointError::MissingTensor); [`BadTensor`](CheckpointError::BadTensor) for one that does not hold whole
+    /// blocks.
+    pub fn with_blocks(mut self, formats: &BTreeMap<String, BlockFormat>) -> Result<Self, CheckpointError> {
+        for (name, &format) in formats {
+            self.entry(name)?;
+            let Some(entry) = self.tensors.get_mut(name) else { continue };
+            let size = format.block_bytes();
+            let (Dtype::U8, &[rows, bytes], Layout::Contiguous { .. }) =
+                (entry.info.dtype, &*entry.info.shape, &entry.layout)
+            else {
+                let reason = format!("is no matrix of bytes; expected rows of blocks in {format}");
+                return Err(CheckpointError::tensor(&self.path, name, reason));
+            };
+            if !bytes.is_multiple_of(size) {
+                let reason = format!("has rows of {bytes} bytes; blocks in {format} have {size}");
+                return Err(CheckpointError::tensor(&self.path, name, reason));
+            }
+            entry.info.dtype = Dtype::Block(format);
+            entry.info.shape = vec![rows, bytes / size * format.block_len()];
+        }
+        Ok(self)
+    }
+
+    /// The format of a matrix that is stored in blocks, also if it is read as floats because they run along its columns, and
+    /// whether they do.
+    pub(crate) fn block_format(&self, name: &str) -> Option<(BlockFormat, bool)> {
+        let entry = self.find(name)?;
+        match (entry.info.dtype, &entry.layout) {
+            (Dtype::Block(format), _) => Some((format, false)),
+            (_, Layout::Transposed { stored: Dtype::Block(format), .. }) => Some((*format, true)),
+            _ => None,
+        }
+    }
+
+    /// The blocks of such a matrix, row by row of the file.
+    pub(crate) fn read_blocks(&self, name: &str) -> Result<Vec<u8>, CheckpointError> {
+        let entry = self.entry(name)?;
+        match entry.layout {
+            Layout::Transposed { start, len, .. } => {
+                let bytes = self.files[entry.source].as_slice().get(start..start + len);
+                Ok(bytes.unwrap_or_default().to_vec())
+            }
+            _ => self.read_bytes(name),
+        }
+    }
+
     /// The names of the tensors, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)

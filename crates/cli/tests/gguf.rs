@@ -5,6 +5,7 @@
 mod common;
 
 use lowrank_checkpoint::{Checkpoint, Dtype, StreamOptions, StreamWriter, TensorPlan};
+use lowrank_spec::BlockFormat;
 use serde_json::{Value, json};
 
 use common::{copy, edit, fails, fixture, json_of, lowrank, s};
@@ -42,16 +43,47 @@ fn a_model_goes_to_gguf_and_runs_from_it() {
     let (out, error) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
     assert!(out.contains("Q4_K_M"), "{out}");
     assert!(error.contains("instead of Q4_K"), "{error}");
-    fails(
-        &["convert", "--model", s(&again), "--to", "gguf", "-o", s(&file)],
-        "the weights are quantized; choose their new type",
-    );
+    // Blocks stay as they are without a type.
+    let third = dir.path().join("third.gguf");
+    let written = json_of(&["convert", "--model", s(&again), "--to", "gguf", "-o", s(&third)]);
+    assert_eq!(written["type"], "as stored");
+    assert_eq!(text_of(s(&third)), text_of(s(&again)));
+    assert_eq!(std::fs::metadata(&third).unwrap().len(), std::fs::metadata(&again).unwrap().len());
     fails(&["convert", "--model", s(&file), "--to", "gguf", "-o", s(&file)], "the output is the input");
     fails(&["convert", "--model", s(&file), "--to", "gguf", "-o", s(dir.path())], "-o must be a file");
     fails(
         &["convert", "--model", s(&fixture("bert-cls")), "--to", "gguf", "-o", s(&again)],
         "only language models",
     );
+}
+
+/// Weights that `compress` quantized are written byte for byte, in the order of llama.cpp's rows.
+#[test]
+fn quantized_folders_go_to_gguf() {
+    let dir = tempfile::tempdir().unwrap();
+    let (small, file) = (dir.path().join("small"), dir.path().join("small.gguf"));
+    for (name, format) in
+        [("llama3", "Q4_0"), ("qwen2", "Q8_0"), ("gpt2", "Q4_1"), ("quantised-mxfp4", "IQ4_NL")]
+    {
+        let model = fixture(name);
+        json_of(&["compress", "--model", s(&model), "--type", format, "-o", s(&small)]);
+        let written = json_of(&["convert", "--model", s(&small), "--to", "gguf", "-o", s(&file)]);
+        assert_eq!(written["type"], "as stored");
+        assert_eq!(text_of(s(&file)), text_of(s(&small)), "{name}");
+        let stored = Checkpoint::open(&file).unwrap();
+        let has = |dtype: Dtype| stored.names().any(|n| stored.info(n).is_some_and(|i| i.dtype == dtype));
+        // GPT-2's maps are read as floats: their blocks run along the columns.
+        assert!(name == "gpt2" || has(Dtype::Block(BlockFormat::from_name(format).unwrap())), "{name}");
+        std::fs::remove_dir_all(&small).unwrap();
+    }
+    let model = fixture("llama3");
+    let convert = ["convert", "--model", s(&small), "--to", "gguf", "-o", s(&file)];
+    json_of(&["compress", "--model", s(&model), "--type", "NF4", "-o", s(&small)]);
+    fails(&convert, "which GGUF files do not have; choose a type");
+    json_of(&[&convert[..], &["--type", "F16"]].concat());
+    std::fs::remove_dir_all(&small).unwrap();
+    json_of(&["compress", "--model", s(&model), "--ratio", "0.3", "--method", "svd", "-o", s(&small)]);
+    fails(&convert, "it is compressed (svd), which llama.cpp cannot run");
 }
 
 /// The embeddings from a sentence embedder's file are those from its folder.

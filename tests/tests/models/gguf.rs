@@ -48,7 +48,14 @@ fn config(path: &Path) -> Map<String, Value> {
 fn write(name: &str, out: &Path, kind: FileType) {
     let weights = Checkpoint::open(fixture(name)).unwrap();
     let config = config(&fixture(name));
-    let parts = ModelParts { name, config: &config, weights: &weights, tokenizer: None, kind, pooling: None };
+    let parts = ModelParts {
+        name,
+        config: &config,
+        weights: &weights,
+        tokenizer: None,
+        kind: Some(kind),
+        pooling: None,
+    };
     write_model(out, &parts).unwrap();
 }
 
@@ -109,7 +116,14 @@ fn gemma_goes_there_and_back(#[case] name: &str, #[case] changes: Value) {
     keys.extend(changes.as_object().unwrap().clone());
     let weights = Checkpoint::open(fixture(name)).unwrap();
     let kind = FloatType::F32.into();
-    let parts = ModelParts { name, config: &keys, weights: &weights, tokenizer: None, kind, pooling: None };
+    let parts = ModelParts {
+        name,
+        config: &keys,
+        weights: &weights,
+        tokenizer: None,
+        kind: Some(kind),
+        pooling: None,
+    };
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("model.gguf");
     write_model(&out, &parts).unwrap();
@@ -133,8 +147,11 @@ fn there_and_back(name: &str, config: &Map<String, Value>) -> DecoderConfig {
     let out = folder.path().join("model.gguf");
     let weights = Checkpoint::open(fixture(name)).unwrap();
     let kind = FloatType::F32.into();
-    write_model(&out, &ModelParts { name, config, weights: &weights, tokenizer: None, kind, pooling: None })
-        .unwrap();
+    write_model(
+        &out,
+        &ModelParts { name, config, weights: &weights, tokenizer: None, kind: Some(kind), pooling: None },
+    )
+    .unwrap();
     ModelFolder::open(&out).unwrap().decoder_config().unwrap()
 }
 
@@ -162,7 +179,7 @@ fn an_olmo3_that_llama_cpp_would_run_otherwise_is_refused(#[case] changes: Value
         config: &config,
         weights: &weights,
         tokenizer: None,
-        kind,
+        kind: Some(kind),
         pooling: None,
     };
     let error = write_model(&out, &parts).unwrap_err().to_string();
@@ -290,7 +307,7 @@ fn tokenizers_survive_the_way_there_and_back() {
             config: &config,
             weights: &weights,
             tokenizer: Some(tokenizer),
-            kind,
+            kind: Some(kind),
             pooling: None,
         };
         write_model(&out, &parts).unwrap();
@@ -330,8 +347,14 @@ fn what_llama_cpp_cannot_run_is_refused_by_name() {
         let mut config = config(&fixture(name));
         change(&mut config);
         let kind = FloatType::F32.into();
-        let parts =
-            ModelParts { name, config: &config, weights: &weights, tokenizer: None, kind, pooling: None };
+        let parts = ModelParts {
+            name,
+            config: &config,
+            weights: &weights,
+            tokenizer: None,
+            kind: Some(kind),
+            pooling: None,
+        };
         let error = write_model(&out, &parts).unwrap_err().to_string();
         assert!(!out.exists() && !error.contains('\n'), "{error}");
         error
@@ -426,7 +449,14 @@ fn heads_are_written_where_llama_cpp_wants_them() {
         let kind = FloatType::F32.into();
         write_model(
             &out,
-            &ModelParts { name, config: &config, weights: &weights, tokenizer: None, kind, pooling: None },
+            &ModelParts {
+                name,
+                config: &config,
+                weights: &weights,
+                tokenizer: None,
+                kind: Some(kind),
+                pooling: None,
+            },
         )
         .unwrap();
         let written = Checkpoint::open(&out).unwrap();
@@ -468,7 +498,7 @@ fn a_trained_head_is_refused_where_llama_cpp_ties_it() {
             config: &config,
             weights: &weights,
             tokenizer: None,
-            kind,
+            kind: Some(kind),
             pooling: None,
         };
         match write_model(&out, &parts) {

@@ -6,6 +6,7 @@ use lowrank_spec::BlockFormat;
 use lowrank_spec::BlockFormat::{Iq4Nl, Mxfp4, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
 
 use super::architecture::layer_of;
+use crate::Checkpoint;
 use crate::dtype::{Dtype, FloatType};
 
 /// The type of a file, as llama.cpp's `llama-quantize` names it: what most of its matrices are.
@@ -114,6 +115,22 @@ pub(crate) struct Shape {
 impl FileType {
     /// Experts in MXFP4.
     pub(crate) const MXFP4: Self = Self(&KINDS[19]);
+
+    /// The type whose matrices are in the format of most elements in blocks of a checkpoint; f32 without any.
+    pub(crate) fn most_like(weights: &Checkpoint) -> Self {
+        let mut counts = [0; BlockFormat::ALL.len()];
+        for info in weights.names().filter_map(|name| weights.info(name)) {
+            let place = BlockFormat::ALL.iter().position(|format| info.dtype == Dtype::Block(*format));
+            if let Some(place) = place {
+                counts[place] += info.numel();
+            }
+        }
+        let most = BlockFormat::ALL.into_iter().zip(counts).max_by_key(|(_, count)| *count);
+        let format = most.filter(|(_, count)| *count > 0).map(|(format, _)| format);
+        let is_it = |kind: &&Kind| format.is_some_and(|format| kind.base == Base::Block(format));
+        let is_named = |kind: &&Kind| is_it(kind) && matches!(kind.size, Size::Plain | Size::Medium);
+        KINDS.iter().find(is_named).map_or(FloatType::F32.into(), Self)
+    }
 
     /// llama.cpp's name.
     #[must_use]

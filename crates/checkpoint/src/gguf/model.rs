@@ -31,8 +31,8 @@ pub struct ModelParts<'a> {
     pub weights: &'a Checkpoint,
     /// The tokenizer; a file without one takes and returns token ids only.
     pub tokenizer: Option<TokenizerParts<'a>>,
-    /// The type of the matrices.
-    pub kind: FileType,
+    /// The type of the matrices; `None` leaves each as it is stored, blocks byte for byte.
+    pub kind: Option<FileType>,
     /// How hidden states become an embedding of a text, if the model says so.
     pub pooling: Option<Pooling>,
 }
@@ -91,6 +91,8 @@ struct Step {
     order: Option<RowOrder>,
     plus_one: bool,
     transposed: bool,
+    /// Blocks, byte for byte.
+    as_stored: bool,
 }
 
 /// The source of a tensor's elements.
@@ -129,10 +131,15 @@ pub fn write_model(path: &Path, model: &ModelParts<'_>) -> Result<Written, Check
     let mut metadata = general(architecture, &model_name(model));
     metadata.extend(described.metadata);
     // Experts in MXFP4 stay in it in a file of floats, as in llama.cpp's conversion.
-    let stays_mxfp4 = |name: &String| model.kind.is_float() && model.weights.is_mxfp4(name);
+    let stays_mxfp4 =
+        |name: &String| model.kind.is_some_and(FileType::is_float) && model.weights.is_mxfp4(name);
     let has_mxfp4 = names.iter().any(|(name, ..)| stays_mxfp4(name));
-    let number = if has_mxfp4 { FileType::MXFP4 } else { model.kind }.number();
-    metadata.push(("general.file_type".into(), Meta::U32(number)));
+    let kind = match model.kind {
+        Some(_) if has_mxfp4 => FileType::MXFP4,
+        Some(kind) => kind,
+        None => FileType::most_like(model.weights),
+    };
+    metadata.push(("general.file_type".into(), Meta::U32(kind.number())));
     metadata.push(("general.quantization_version".into(), Meta::U32(2)));
     if let Some(pooling) = model.pooling {
         metadata.push((format!("{}.pooling_type", architecture.name()), Meta::U32(pooling as u32)));
@@ -147,7 +154,13 @@ pub fn write_model(path: &Path, model: &ModelParts<'_>) -> Result<Written, Check
     let (mut planned, mut steps, mut fallbacks) = (Vec::new(), Vec::new(), Vec::new());
     for (name, values) in described.vectors {
         planned.push(Planned { name: name.into(), shape: vec![values.len()], dtype: Dtype::F32 });
-        steps.push(Step { from: From::Values(values), order: None, plus_one: false, transposed: false });
+        steps.push(Step {
+            from: From::Values(values),
+            order: None,
+            plus_one: false,
+            transposed: false,
+            as_stored: false,
+        });
     }
     let (heads, key_heads) = (described.shape.heads, described.shape.key_heads);
     for (names, own, stem) in by_tensor(names) {
@@ -157,6 +170,11 @@ pub fn write_model(path: &Path, model: &ModelParts<'_>) -> Result<Written, Check
         let stays = names.iter().all(stays_mxfp4);
         let mut step = step(architecture, &name, stem, &shape, [heads, key_heads])
             .map_err(|reason| CheckpointError::tensor(model.weights.path(), &name, reason))?;
+        let blocks = model.weights.block_format(&name).filter(|_| model.kind.is_none());
+        if let Some((_, is_turned)) = blocks {
+            // They run along the inputs, as in the file, whatever the layout of floats.
+            (step.as_stored, step.transposed) = (true, is_turned);
+        }
         if step.transposed {
             shape.reverse();
         }
@@ -180,9 +198,17 @@ pub fn write_model(path: &Path, model: &ModelParts<'_>) -> Result<Written, Check
             shape.insert(0, names.len());
             step.from = From::Experts(names);
         }
-        let (wanted, dtype) = match stays {
-            true => (Dtype::Block(BlockFormat::Mxfp4), Dtype::Block(BlockFormat::Mxfp4)),
-            false => model.kind.of(&own, &shape, described.shape),
+        let (wanted, dtype) = match (model.kind, blocks) {
+            _ if stays => (Dtype::Block(BlockFormat::Mxfp4), Dtype::Block(BlockFormat::Mxfp4)),
+            (Some(kind), _) => kind.of(&own, &shape, described.shape),
+            (None, None) => FileType::from(float_of(info.dtype)).of(&own, &shape, described.shape),
+            (None, Some((format, _))) if format.ggml_type().is_some() => {
+                (Dtype::Block(format), Dtype::Block(format))
+            }
+            (None, Some((format, _))) => {
+                let reason = format!("is stored in {format}, which GGUF files do not have; choose a type");
+                return Err(CheckpointError::tensor(model.weights.path(), &name, reason));
+            }
         };
         if wanted != dtype {
             match fallbacks.iter_mut().find(|(a, b, _)| (*a, *b) == (wanted, dtype)) {
@@ -196,6 +222,15 @@ pub fn write_model(path: &Path, model: &ModelParts<'_>) -> Result<Written, Check
     let bytes =
         write_file(path, &metadata, &planned, |i| tensor(path, model.weights, &planned[i], &steps[i]))?;
     Ok(Written { bytes, tensors: planned.len(), fallbacks, warnings: described.warnings })
+}
+
+/// The float type of a tensor in a file of floats.
+fn float_of(dtype: Dtype) -> FloatType {
+    match dtype {
+        Dtype::F16 => FloatType::F16,
+        Dtype::BF16 => FloatType::BF16,
+        _ => FloatType::F32,
+    }
 }
 
 /// The name to write. llama.cpp assumes Phi-3's special tokens in any model called phi3, and fails if they are missing.
@@ -325,8 +360,13 @@ fn step(
     shape: &[usize],
     [heads, key_heads]: [usize; 2],
 ) -> Result<Step, String> {
-    let mut step =
-        Step { from: From::Tensor(name.to_owned()), order: None, plus_one: false, transposed: false };
+    let mut step = Step {
+        from: From::Tensor(name.to_owned()),
+        order: None,
+        plus_one: false,
+        transposed: false,
+        as_stored: false,
+    };
     let rows = shape.first().copied().unwrap_or(0);
     match architecture.changes {
         Changes::Interleaved if matches!(stem, "attn_q" | "attn_k") => {
@@ -370,6 +410,22 @@ fn tensor(
     planned: &Planned,
     step: &Step,
 ) -> Result<Vec<u8>, CheckpointError> {
+    if step.as_stored {
+        let names = match &step.from {
+            From::Values(_) => &[][..],
+            From::Experts(names) => names,
+            From::Tensor(name) => std::slice::from_ref(name),
+        };
+        let mut bytes = Vec::new();
+        for name in names {
+            bytes.extend(weights.read_blocks(name)?);
+        }
+        let rows = planned.shape.first().copied().unwrap_or(1).max(1);
+        return Ok(match &step.order {
+            Some(order) => order.gather(&bytes, bytes.len() / rows),
+            None => bytes,
+        });
+    }
     let mut values = match &step.from {
         From::Values(values) => values.clone(),
         From::Experts(names) => {

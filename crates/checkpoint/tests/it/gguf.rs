@@ -338,7 +338,8 @@ fn write(
     write_safetensors(&source, tensors, FloatType::F32, &Default::default()).unwrap();
     let weights = Checkpoint::open(&source).unwrap();
     let kind = FloatType::F32.into();
-    let parts = ModelParts { name: "m", config, weights: &weights, tokenizer: None, kind, pooling: None };
+    let parts =
+        ModelParts { name: "m", config, weights: &weights, tokenizer: None, kind: Some(kind), pooling: None };
     write_model(&out, &parts).map_err(|e| e.to_string())?;
     Ok(Checkpoint::open(&out).unwrap())
 }

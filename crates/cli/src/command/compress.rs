@@ -169,7 +169,7 @@ fn format_of_bits(bits: u8) -> Result<BlockFormat> {
     })
 }
 
-/// A number of bytes: `800M`, `2G`, `1000000`.
+/// A number of bytes: `800M`, `1.5G`, `1000000`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Bytes(pub(crate) u64);
 
@@ -177,16 +177,26 @@ impl FromStr for Bytes {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
-        let unit: u64 = match text[digits.len()..].to_ascii_uppercase().trim_end_matches('B') {
-            "" => 1,
-            "K" => 1_000,
-            "M" => 1_000_000,
-            "G" => 1_000_000_000,
-            other => return Err(format!("unknown unit '{other}'; choose K, M or G")),
-        };
-        let number: u64 = digits.parse().map_err(|_| format!("'{text}' is not a number of bytes"))?;
-        number.checked_mul(unit).map(Self).ok_or_else(|| format!("'{text}' is too large"))
+        let number = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+        // Decimals that the number may have, which are those of its unit.
+        let (unit, decimals): (u64, usize) =
+            match text[number.len()..].to_ascii_uppercase().trim_end_matches('B') {
+                "" => (1, 0),
+                "K" => (1_000, 3),
+                "M" => (1_000_000, 6),
+                "G" => (1_000_000_000, 9),
+                other => return Err(format!("unknown unit '{other}'; choose K, M or G")),
+            };
+        let wrong = || format!("'{text}' is not a number of bytes");
+        let (whole, part) = number.split_once('.').unwrap_or((number, "0"));
+        let digits = |part: &str| !part.is_empty() && part.bytes().all(|c| c.is_ascii_digit());
+        if !digits(whole) || !digits(part) || part.trim_end_matches('0').len() > decimals {
+            return Err(wrong());
+        }
+        let part = format!("{:0<decimals$}", part.trim_end_matches('0'));
+        let part: u64 = if part.is_empty() { 0 } else { part.parse().map_err(|_| wrong())? };
+        let bytes = whole.parse::<u64>().ok().and_then(|n| n.checked_mul(unit)?.checked_add(part));
+        bytes.map(Self).ok_or_else(|| format!("'{text}' is too large"))
     }
 }
 
@@ -243,6 +253,12 @@ pub(crate) fn run(args: Args) -> Result<()> {
             "warning: {} expert layers received no calibration token and are compressed unweighted, the first is \
              '{first}'; more text or --samples may reach them",
             report.unreached.len()
+        );
+    }
+    if report.file.after > report.file.before {
+        eprintln!(
+            "warning: the output has {} bytes of weights, the model {}: it became larger; remove more, or give fewer bits",
+            report.file.after, report.file.before
         );
     }
     let recovery = samples.map(|samples| args.recover_from(&model, &target, &samples, &progress));
@@ -459,7 +475,10 @@ mod tests {
         assert_eq!("800M".parse(), Ok(Bytes(800_000_000)));
         assert_eq!("2gb".parse(), Ok(Bytes(2_000_000_000)));
         assert_eq!("17".parse(), Ok(Bytes(17)));
-        for bad in ["", "M", "1T", "-1", "99999999999999G"] {
+        assert_eq!("1.5MB".parse(), Ok(Bytes(1_500_000)));
+        assert_eq!("0.25K".parse(), Ok(Bytes(250)));
+        assert_eq!("2.0".parse(), Ok(Bytes(2)));
+        for bad in ["", "M", "1T", "-1", "99999999999999G", "1.5", "1.2345K", ".5M", "1.M", "1e3", "1.2.3K"] {
             assert!(bad.parse::<Bytes>().is_err(), "{bad}");
         }
     }

@@ -1,5 +1,6 @@
 //! Files for llama.cpp.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -15,7 +16,8 @@ use lowrank_factor::matrix::to_row_major;
 use lowrank_models::{
     Adaptable, Decoder, DecoderConfig, EmbeddingStep, ModelFolder, ModelKind, Parameters, PoolingMode,
 };
-use lowrank_spec::HostTensor;
+use lowrank_spec::names::WeightPart;
+use lowrank_spec::{BlockFormat, HostTensor, LowrankSection, ModuleEntry, Representation};
 use serde_json::json;
 
 use super::Args;
@@ -65,27 +67,17 @@ fn model_file(args: &Args) -> Result<()> {
         folder = folder.with_adapter(&adapter_folder(adapter)?);
     }
     let config = folder.decoder_config()?;
-    if !config.lowrank.modules.is_empty() {
+    let Some(formats) = formats(&config.lowrank) else {
         bail!(
             "{}: it is compressed ({}), which llama.cpp cannot run; convert the dense model with --type",
             folder.path().display(),
             config.lowrank.method
         );
-    }
-    let kind = match args.kind {
-        Some(kind) => kind,
-        None => stored(&folder.checkpoint()?).with_context(|| {
-            format!(
-                "{}: the weights are quantized; choose their new type with --type",
-                folder.path().display()
-            )
-        })?,
     };
-    let in_blocks = |weights: &Checkpoint| {
-        let infos = weights.names().filter_map(|name| weights.info(name));
-        infos.into_iter().any(|info| matches!(info.dtype, Dtype::Block(_)))
-    };
-    if args.merge && in_blocks(&folder.checkpoint()?) {
+    let stored = folder.checkpoint()?.with_blocks(&formats)?;
+    let is_quantized = in_blocks(&stored);
+    let kind = args.kind.or_else(|| (!is_quantized).then(|| stored_dtype(&stored).into()));
+    if args.merge && is_quantized {
         bail!(
             "{}: its weights are quantized; merge into the original model, or leave out --merge and \
              write the adapter alone",
@@ -99,7 +91,7 @@ fn model_file(args: &Args) -> Result<()> {
         .transpose()?;
     let weights = match &merged {
         Some(dir) => Checkpoint::open(dir.path())?,
-        None => folder.checkpoint()?,
+        None => stored,
     };
     let tokenizer = folder.tokenizer(None)?;
     let (json, templates) = (tokenizer.to_json()?, folder.chat_templates()?);
@@ -123,13 +115,20 @@ fn name(path: &Path) -> String {
     name.map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
 }
 
-/// The type of most of the weights; `None` if these are quantized.
-fn stored(checkpoint: &Checkpoint) -> Option<FileType> {
-    let mut infos = checkpoint.names().filter_map(|name| checkpoint.info(name));
-    if infos.any(|info| matches!(info.dtype, Dtype::Block(_))) {
-        return None;
-    }
-    Some(stored_dtype(checkpoint).into())
+/// Whether weights are in blocks.
+fn in_blocks(weights: &Checkpoint) -> bool {
+    weights.names().filter_map(|name| weights.info(name)).any(|info| matches!(info.dtype, Dtype::Block(_)))
+}
+
+/// The block formats of weights that are compressed to nothing else; `None` for other forms.
+fn formats(section: &LowrankSection) -> Option<BTreeMap<String, BlockFormat>> {
+    let format = |(module, entry): (&String, &ModuleEntry)| {
+        let name = entry.formats.get(WeightPart::Dense.name())?;
+        let is_dense = entry.representation == Representation::Dense && entry.formats.len() == 1;
+        let format = BlockFormat::from_name(name).filter(|_| is_dense)?;
+        Some((WeightPart::Dense.key(module), format))
+    };
+    section.modules.iter().map(format).collect()
 }
 
 /// The model with an adapter merged into it, in a temporary folder.
@@ -199,7 +198,8 @@ fn roles(special: &SpecialIds, config: &DecoderConfig, frame: &[u32]) -> Vec<(&'
     all.into_iter().filter_map(|(role, id)| Some((role, id?))).collect()
 }
 
-fn report(args: &Args, kind: FileType, written: &Written) -> Result<()> {
+fn report(args: &Args, kind: Option<FileType>, written: &Written) -> Result<()> {
+    let kind = kind.map_or("as stored", |kind| kind.name());
     for warning in &written.warnings {
         eprintln!("warning: {warning}");
     }
@@ -210,7 +210,7 @@ fn report(args: &Args, kind: FileType, written: &Written) -> Result<()> {
     }
     if args.json {
         return print_json(&json!({
-            "output": args.output, "type": kind.name(), "tensors": written.tensors, "bytes": written.bytes,
+            "output": args.output, "type": kind, "tensors": written.tensors, "bytes": written.bytes,
         }));
     }
     println!(

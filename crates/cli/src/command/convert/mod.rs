@@ -48,8 +48,7 @@ pub(crate) struct Args {
     /// GGUF: merge the adapter into the model and write the model
     #[arg(long, requires = "adapter")]
     merge: bool,
-    /// GGUF: type of the matrices, as in llama-quantize (F16, Q8_0, Q4_K_M, …) [default: that of the weights;
-    /// F32 for an adapter]
+    /// GGUF: type of the matrices, as in llama-quantize (F16, Q8_0, Q4_K_M, …) [default: as stored; F32 for an adapter]
     #[arg(long = "type", value_name = "TYPE")]
     kind: Option<FileType>,
     /// LoTR: one group per kind of layer instead of one per shape
