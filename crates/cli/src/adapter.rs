@@ -55,7 +55,9 @@ pub(crate) fn load_adapter<B: Backend, M: Adaptable<B>>(
     alpha: Option<f64>,
     device: &B::Device,
 ) -> Result<AdapterSet<B>> {
+    let known = model.ignored().len();
     let set = model.load_adapter_folder(read(path, alpha)?, path, device)?;
+    warn_unused(&model.ignored()[known..], path);
     warn_idle(&set, path);
     Ok(set)
 }

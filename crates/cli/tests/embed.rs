@@ -48,6 +48,77 @@ fn embeddings_are_pooled_as_the_folder_says() {
     }
 }
 
+/// The layout of sentence-transformers' first versions: the model in a folder below that of the modules.
+#[test]
+fn the_transformer_may_be_in_a_folder_below() {
+    let model = copy("bert-encoder");
+    let old = tempfile::tempdir().unwrap();
+    let below = old.path().join("0_Transformer");
+    fs::create_dir(&below).unwrap();
+    for entry in fs::read_dir(model.path()).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, below.join(path.file_name().unwrap())).unwrap();
+    }
+    let modules = |place: &str| {
+        json!([
+            {"path": place, "type": "sentence_transformers.models.Transformer"},
+            {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+        ])
+        .to_string()
+    };
+    for (folder, place) in [(model.path(), ""), (old.path(), "0_Transformer")] {
+        fs::create_dir(folder.join("1_Pooling")).unwrap();
+        fs::write(folder.join("modules.json"), modules(place)).unwrap();
+        fs::write(folder.join("1_Pooling/config.json"), json!({"pooling_mode_cls_token": true}).to_string())
+            .unwrap();
+    }
+    let limit = json!({"max_seq_length": 5}).to_string();
+    for folder in [model.path(), &below] {
+        fs::write(folder.join("sentence_bert_config.json"), &limit).unwrap();
+    }
+    let embed = |model: &Path| {
+        json_of(&["embed", "--model", s(model), "--text", "the cat sat on the red mat"])["rows"].clone()
+    };
+    assert_eq!(embed(old.path()), embed(model.path()));
+    // Other commands would lose the modules.
+    let out = old.path().join("out");
+    fails(&["compress", "--model", s(old.path()), "--bits", "8", "-o", s(&out)], "no config.json");
+    fs::write(old.path().join("modules.json"), modules("../0_Transformer")).unwrap();
+    fails(&["embed", "--model", s(old.path()), "--text", "a"], "no config.json");
+}
+
+/// An adapter of all linear maps holds one of a pooler that embeddings do not read.
+#[test]
+fn the_adapter_of_a_pooler_without_use_is_left_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let factor = |module: &str, seed: usize| {
+        let values =
+            |n: usize| (0..n).map(|i| ((i * 31 + seed) % 17) as f32 / 17.0 - 0.5).collect::<Vec<_>>();
+        [("lora_A", [2, 40]), ("lora_B", [40, 2])].map(|(name, shape)| {
+            HostTensor::new(format!("base_model.model.{module}.{name}.weight"), shape, values(80))
+        })
+    };
+    let adapter = |name: &str, modules: &[&str]| {
+        let folder = dir.path().join(name);
+        fs::create_dir(&folder).unwrap();
+        let config = json!({"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": modules});
+        fs::write(folder.join("adapter_config.json"), config.to_string()).unwrap();
+        let tensors = modules.iter().flat_map(|module| factor(module, module.len())).collect();
+        let file = folder.join("adapter_model.safetensors");
+        write_safetensors(file, tensors, FloatType::F32, &BTreeMap::new()).unwrap();
+        folder
+    };
+    let query = "encoder.layer.0.attention.self.query";
+    let (alone, both) = (adapter("alone", &[query]), adapter("both", &[query, "pooler.dense"]));
+    let embed = |model: &Path, adapter: &Path| {
+        common::run(&["embed", "--model", s(model), "--adapter", s(adapter), "--text", "the cat"])
+    };
+    let roberta = fixture("roberta-encoder");
+    let (expected, (got, warning)) = (embed(&roberta, &alone).0, embed(&roberta, &both));
+    assert_eq!(got, expected);
+    assert!(warning.contains("'pooler.dense.lora_A.weight' and another tensor"), "{warning}");
+}
+
 /// As in sentence-transformers, `max_seq_length` replaces the tokenizer's length.
 #[test]
 fn the_length_is_that_of_the_embedder() {

@@ -49,6 +49,9 @@ pub trait Adaptable<B: Backend>: Parameters<B> {
         None
     }
 
+    /// Takes out of a folder what adapts modules that transformers' model holds and whose outputs nothing reads.
+    fn leave_out_unused(&mut self, _folder: &mut AdapterFolder) {}
+
     /// Path of the input embedding whose table an adapter may replace by one with another vocabulary.
     fn vocabulary(&self) -> Option<&Site> {
         None
@@ -92,6 +95,7 @@ pub trait Adaptable<B: Backend>: Parameters<B> {
             )));
         }
         folder.rename_head(self.sites());
+        self.leave_out_unused(folder);
         if let Some([embedding, head]) = self.tied()
             && folder.untie(&embedding, &head).map_err(|e| ModelError::Input(e.to_string()))?
                 == TiedUse::Apart

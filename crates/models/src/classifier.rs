@@ -6,6 +6,7 @@ use std::path::Path;
 use burn::module::{Module, Param};
 use burn::prelude::*;
 use lowrank_adapters::Site;
+use lowrank_adapters::peft::AdapterFolder;
 use lowrank_checkpoint::Checkpoint;
 use lowrank_kernels::Kernels;
 use lowrank_spec::names::WeightPart;
@@ -406,6 +407,14 @@ impl<B: Backend> Adaptable<B> for Classifier<B> {
         (!called.is_empty()).then(|| (words.path.clone(), called))
     }
 
+    fn leave_out_unused(&mut self, folder: &mut AdapterFolder) {
+        let BodyConfig::Encoder(config) = &self.info.config.body else { return };
+        let is_used = |name: &str| !is_unused_pooler(name, config, self.info.config.level);
+        let left_out: Vec<String> = folder.tensors.keys().filter(|name| !is_used(name)).cloned().collect();
+        folder.tensors.retain(|name, _| is_used(name));
+        self.info.ignored.extend(left_out);
+    }
+
     fn vocabulary(&self) -> Option<&Site> {
         Some(&self.info.sites[self.body.word_site()?])
     }
@@ -495,15 +504,20 @@ fn is_extra(name: &str, config: &ClassifierConfig) -> bool {
 fn is_extra_of_encoder(name: &str, config: &EncoderConfig, level: HeadLevel) -> bool {
     let architecture = config.architecture;
     let bare = without_prefix(name, architecture.names.prefix);
-    let head = &architecture.head;
-    let pooler_is_used = level == HeadLevel::Sequence && !head.is_bare && head.dense.contains("pooler");
     let MaskedLmNames { transform, norm, bias, bias_copy, decoder, .. } = architecture.masked_lm;
     is_encoder_buffer(bare)
         || architecture.extras.iter().any(|extra| bare.starts_with(extra))
-        || (bare.starts_with("pooler.") && !pooler_is_used)
+        || is_unused_pooler(name, config, level)
         || ["cls.", "lm_head.", "sop_classifier.", transform, norm, bias, bias_copy, decoder]
             .iter()
             .any(|p| name.starts_with(p))
+}
+
+/// Whether a tensor belongs to a pooler that the head does not read.
+fn is_unused_pooler(name: &str, config: &EncoderConfig, level: HeadLevel) -> bool {
+    let head = &config.architecture.head;
+    let is_used = level == HeadLevel::Sequence && !head.is_bare && head.dense.contains("pooler");
+    without_prefix(name, config.architecture.names.prefix).starts_with("pooler.") && !is_used
 }
 
 impl HeadInput {

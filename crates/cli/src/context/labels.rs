@@ -82,7 +82,9 @@ fn read_labels(dir: &Path) -> Result<Option<Value>> {
         return Ok(None);
     }
     let text = lowrank_spec::read_file(&path).with_context(|| path.display().to_string())?;
-    Ok(Some(serde_json::from_slice(&text).with_context(|| path.display().to_string())?))
+    let value: Value = serde_json::from_slice(&text).with_context(|| path.display().to_string())?;
+    // Other programs write files of this name.
+    Ok(Some(value).filter(|value| value.get("labels").is_some()))
 }
 
 /// Key of [`LABELS_FILE`] with the hash of the weights that the adapter was trained over.

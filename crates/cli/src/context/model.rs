@@ -21,8 +21,11 @@ use crate::adapter::{load_adapter, warn_ignored};
 /// Opens a model, like [`ModelFolder::open`]; notes once per model how its weights are quantized, if they are
 /// read as floats.
 pub(crate) fn open_model(path: &Path) -> Result<ModelFolder> {
+    note_quantizer(ModelFolder::open(path)?)
+}
+
+fn note_quantizer(folder: ModelFolder) -> Result<ModelFolder> {
     static TOLD: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
-    let folder = ModelFolder::open(path)?;
     // Reading the weights reports those that cannot be read.
     let is_readable =
         || take_storage(&mut folder.config().clone()).is_ok() && Checkpoint::open(folder.path()).is_ok();
@@ -38,7 +41,10 @@ pub(crate) fn open_model(path: &Path) -> Result<ModelFolder> {
 
 /// Opens a model with the tokenizer, the chat template and the pooling of an adapter, if its folder has them.
 pub(crate) fn open_with(model: &Path, adapter: Option<&Path>) -> Result<ModelFolder> {
-    let folder = open_model(model)?;
+    with_adapter(open_model(model)?, adapter)
+}
+
+fn with_adapter(folder: ModelFolder, adapter: Option<&Path>) -> Result<ModelFolder> {
     Ok(match adapter {
         Some(adapter) => folder.with_adapter(&adapter_folder(adapter)?),
         None => folder,
@@ -147,7 +153,7 @@ pub(crate) struct ModelArgs {
 impl ModelArgs {
     /// Opens the given model, with the tokenizer and the pooling of the adapter if its folder has them.
     pub(crate) fn folder(&self) -> Result<ModelFolder> {
-        open_with(&self.model, self.adapter.as_deref())
+        with_adapter(note_quantizer(ModelFolder::open_embedder(&self.model)?)?, self.adapter.as_deref())
     }
 
     /// Loads the given model and adapter. Labels saved with the adapter replace the model's own.

@@ -47,8 +47,9 @@ pub struct ModelFolder {
     path: PathBuf,
     kind: ModelKind,
     config: Map<String, Value>,
-    /// Folder of an adapter, whose tokenizer, chat template and pooling come first.
-    adapter: Option<PathBuf>,
+    /// Folders whose tokenizer, chat template and pooling come before the model's: that of an adapter, and that of an embedder
+    /// that has the model in a folder below.
+    before: Vec<PathBuf>,
 }
 
 impl ModelFolder {
@@ -90,30 +91,45 @@ impl ModelFolder {
         refused("no such folder; expected a model folder with config.json and weights, or a GGUF file")
     }
 
+    /// Like [`open`](Self::open), and a folder of sentence-transformers that has the model in a folder below it
+    /// (`0_Transformer`).
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_embedder(path: &Path) -> Result<Self> {
+        if has_file(path.join("config.json")) {
+            return Self::open(path);
+        }
+        match pooling::transformer_folder(path)? {
+            Some(folder) => Ok(Self { before: vec![path.to_path_buf()], ..Self::of_folder(folder)? }),
+            None => Self::open(path),
+        }
+    }
+
     fn of_folder(path: PathBuf) -> Result<Self> {
         let file = path.join("config.json");
         let Some(Value::Object(config)) = read_json(&file)? else {
             return Err(ModelError::Config { path: file, reason: "expected a JSON object".into() });
         };
-        Ok(Self { kind: ModelKind::of(&config), path, config, adapter: None })
+        Ok(Self { kind: ModelKind::of(&config), path, config, before: Vec::new() })
     }
 
-    /// With an adapter: the tokenizer, the chat template and the pooling are those that it was trained with, if its folder
+    /// With the files of an adapter: the tokenizer, the chat template and the pooling are those that it was trained with, if its folder
     /// has them.
     #[must_use]
     pub fn with_adapter(mut self, dir: &Path) -> Self {
-        self.adapter = Some(dir.to_path_buf());
+        self.before.insert(0, dir.to_path_buf());
         self
     }
 
-    /// The adapter's folder if it has some files, else the model's.
-    fn of_adapter(&self, has: impl FnOnce(&Path) -> bool) -> &Path {
-        self.adapter.as_deref().filter(|dir| has(dir)).unwrap_or(&self.path)
+    /// The first folder that has some files, else the model's.
+    fn folder_of(&self, has: impl Fn(&Path) -> bool) -> &Path {
+        self.before.iter().find(|dir| has(dir)).unwrap_or(&self.path)
     }
 
     /// The folder with the files of sentence-transformers, if there are any.
     fn embedder(&self) -> &Path {
-        self.of_adapter(has_pooling)
+        self.folder_of(has_pooling)
     }
 
     /// Path of the folder, or of the GGUF file.
@@ -198,7 +214,7 @@ impl ModelFolder {
     /// # Errors
     /// Files that are missing or malformed.
     pub fn tokenizer(&self, max_length: Option<usize>) -> Result<TextTokenizer> {
-        Ok(TextTokenizer::from_folder(self.of_adapter(has_tokenizer), max_length)?)
+        Ok(TextTokenizer::from_folder(self.folder_of(has_tokenizer), max_length)?)
     }
 
     /// The tokenizer, truncating at `max_length` tokens or otherwise at the limit stated in the folder: `max_seq_length` of a
@@ -220,7 +236,7 @@ impl ModelFolder {
         }
         let tokenizer = self.tokenizer(limit)?;
         // As in sentence-transformers, its own length replaces the tokenizer's.
-        let named = pooling::max_length(self.embedder())?.or(tokenizer.model_max_length());
+        let named = pooling::max_length([self.embedder(), &self.path])?.or(tokenizer.model_max_length());
         let own = [limit, named].into_iter().flatten().min();
         if own == limit { Ok(tokenizer) } else { self.tokenizer(own) }
     }
@@ -230,22 +246,27 @@ impl ModelFolder {
     /// # Errors
     /// A malformed template.
     pub fn chat_template(&self) -> Result<Option<ChatTemplate>> {
-        let tokens = self.of_adapter(has_tokenizer);
-        if let Some(dir) = &self.adapter
-            && let Some(template) = ChatTemplate::from_folders(dir, tokens)?
-        {
-            return Ok(Some(template));
+        let tokens = self.folder_of(has_tokenizer);
+        for folder in self.before.iter().chain([&self.path]) {
+            if let Some(template) = ChatTemplate::from_folders(folder, tokens)? {
+                return Ok(Some(template));
+            }
         }
-        Ok(ChatTemplate::from_folders(&self.path, tokens)?)
+        Ok(None)
     }
 
-    /// The sources of all chat templates by name, those of an adapter in place of the model's.
+    /// The sources of all chat templates by name.
     ///
     /// # Errors
     /// A malformed file.
     pub fn chat_templates(&self) -> Result<Vec<(String, String)>> {
-        let own = self.adapter.as_deref().map(chat::templates).transpose()?.unwrap_or_default();
-        Ok(if own.is_empty() { chat::templates(&self.path)? } else { own })
+        for folder in self.before.iter().chain([&self.path]) {
+            let found = chat::templates(folder)?;
+            if !found.is_empty() {
+                return Ok(found);
+            }
+        }
+        Ok(Vec::new())
     }
 
     /// The folder's generation defaults.
@@ -273,7 +294,7 @@ impl ModelFolder {
             self.encoder_config()?.d_model
         };
         let folder = self.embedder();
-        let mut pooling = SentencePooling::read(folder, width)?;
+        let mut pooling = SentencePooling::read(folder, &self.path, width)?;
         if gguf::is_gguf(folder)
             && let Some(mode) = gguf::Pooling::of(&self.checkpoint()?)?
         {

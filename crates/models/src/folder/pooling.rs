@@ -1,10 +1,11 @@
 //! Pooling of a text's hidden states into one vector by a sentence embedder: the files of
 //! sentence-transformers.
 
-use std::path::Path;
+use std::path::{Component, Path, PathBuf};
 
 use burn::prelude::*;
 use burn::tensor::TensorData;
+use lowrank_checkpoint::has_file;
 use lowrank_kernels::Kernels;
 use serde_json::Value;
 
@@ -74,10 +75,10 @@ impl Default for SentencePooling {
 }
 
 impl SentencePooling {
-    /// Reads `modules.json` and the configs that it names.
-    pub(super) fn read(folder: &Path, d_model: usize) -> Result<Self> {
+    /// Reads `modules.json` and the configs that it names, with the transformer in the folder `model`.
+    pub(super) fn read(folder: &Path, model: &Path, d_model: usize) -> Result<Self> {
         let path = folder.join("modules.json");
-        let transformer = transformer_config(folder)?;
+        let transformer = transformer_config([folder, model])?;
         let mut pooling =
             Self { lower_case: transformer["do_lower_case"].as_bool().unwrap_or(false), ..Self::default() };
         pooling.read_prompts(&folder.join("config_sentence_transformers.json"))?;
@@ -95,7 +96,7 @@ impl SentencePooling {
             let kind = module["type"].as_str().unwrap_or_default();
             let place = module["path"].as_str().unwrap_or_default();
             match kind.rsplit('.').next().unwrap_or_default() {
-                "Transformer" if place.is_empty() => {}
+                "Transformer" if place.is_empty() || folder.join(place) == model => {}
                 "Transformer" => {
                     return Err(wrong(format!(
                         "the transformer is in the folder '{place}'; give that folder as the model"
@@ -269,19 +270,34 @@ pub(crate) const TRANSFORMER_CONFIGS: [&str; 7] = [
     "sentence_xlnet_config.json",
 ];
 
-/// The transformer's file, null without one.
-fn transformer_config(folder: &Path) -> Result<Value> {
-    for name in TRANSFORMER_CONFIGS {
-        if let Some(config) = read_json(&folder.join(name))? {
-            return Ok(config);
+/// The folder with the model of an embedder of an older layout, according to `modules.json`.
+pub(super) fn transformer_folder(root: &Path) -> Result<Option<PathBuf>> {
+    let modules = read_json(&root.join("modules.json"))?.unwrap_or_default();
+    let of = |module: &Value| {
+        let kind = module["type"].as_str()?.rsplit('.').next()?;
+        let place = Path::new(module["path"].as_str().filter(|_| kind == "Transformer")?);
+        let is_below = place.components().all(|part| matches!(part, Component::Normal(_)));
+        let folder = root.join(place);
+        (is_below && has_file(folder.join("config.json"))).then_some(folder)
+    };
+    Ok(modules.as_array().into_iter().flatten().find_map(of))
+}
+
+/// The transformer's file of the first folder that has one, null without one.
+fn transformer_config(folders: [&Path; 2]) -> Result<Value> {
+    for folder in folders {
+        for name in TRANSFORMER_CONFIGS {
+            if let Some(config) = read_json(&folder.join(name))? {
+                return Ok(config);
+            }
         }
     }
     Ok(Value::Null)
 }
 
 /// `max_seq_length` of the transformer's file.
-pub(super) fn max_length(folder: &Path) -> Result<Option<usize>> {
-    let config = transformer_config(folder)?;
+pub(super) fn max_length(folders: [&Path; 2]) -> Result<Option<usize>> {
+    let config = transformer_config(folders)?;
     Ok(config["max_seq_length"].as_u64().filter(|&n| n > 0).map(|n| n as usize))
 }
 
@@ -297,7 +313,7 @@ mod tests {
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, content).unwrap();
         }
-        SentencePooling::read(dir.path(), 2)
+        SentencePooling::read(dir.path(), dir.path(), 2)
     }
 
     const MODULES: &str = r#"[{"type": "sentence_transformers.models.Transformer", "path": ""},
