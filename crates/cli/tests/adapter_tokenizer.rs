@@ -81,7 +81,7 @@ fn they_hold_over_the_models_and_stay_with_the_adapter() {
     run(&["resize", "--rank", "1", "--adapter", s(adapter), "--model", s(&base), "-o", s(&resized)]);
     let combined = path("combined");
     let [one, two] = [adapter, &bare].map(|dir| format!("{}=0.5", s(dir)));
-    let both = ["--adapter", &one, "--adapter", &two, "--model", s(&base)];
+    let both = ["--adapter", &two, "--adapter", &one, "--model", s(&base)];
     run(&[&["combine", "--how", "cat", "-o", s(&combined)], &both[..]].concat());
     for folder in [&resized, &combined] {
         assert!(same(folder, adapter, "tokenizer.json") && same(folder, adapter, "chat_template.jinja"));

@@ -9,6 +9,7 @@ use lowrank_adapters::algebra::{Combination, combine};
 use lowrank_adapters::peft::PeftConfig;
 use lowrank_checkpoint::write_atomic;
 use lowrank_factor::Truncation;
+use lowrank_models::copy_companions;
 use lowrank_spec::HostTensor;
 use serde_json::{Value, json};
 
@@ -121,11 +122,17 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let configs: Vec<&PeftConfig> = adapters.iter().map(|(adapter, _)| &adapter.config).collect();
     let config = PeftConfig::united(&configs)?;
     let labels = united_labels(&adapters)?;
+    let folders: Vec<PathBuf> = adapters.iter().map(|(adapter, _)| adapter.path.clone()).collect();
+    warn_other_tokenizers(&folders);
     let (mut first, _) = adapters.swap_remove(0);
     (first.sites, first.saved, first.config) = (sites, saved, config);
     let set = AdapterSet::<Inner>::from_updates(updates, &first.sites, &device()?);
     write_folder(&args.output, |dir| {
         first.write(&set, dir)?;
+        // Where several have a file, the first named adapter's is kept.
+        for folder in folders.iter().rev() {
+            copy_companions(folder, dir)?;
+        }
         if let Some(labels) = labels {
             write_atomic(dir.join(LABELS_FILE), &labels)?;
         }
@@ -142,6 +149,20 @@ pub(crate) fn run(args: Args) -> Result<()> {
         args.output.display()
     );
     Ok(())
+}
+
+/// Warns of adapters that were trained with different tokenizers, of which one is kept.
+fn warn_other_tokenizers(folders: &[PathBuf]) {
+    let read = |folder: &PathBuf| lowrank_spec::read_file(folder.join("tokenizer.json")).ok();
+    let mut found = folders.iter().filter_map(|folder| Some((folder, read(folder)?)));
+    let Some((first, kept)) = found.next() else { return };
+    if let Some((other, _)) = found.find(|(_, bytes)| *bytes != kept) {
+        eprintln!(
+            "warning: {} and {} have different tokenizers; that of the first is kept",
+            first.display(),
+            other.display()
+        );
+    }
 }
 
 /// The labels of the adapters' heads, which must be identical and in the same order.
