@@ -29,14 +29,16 @@ pub(crate) struct Target {
     pub(crate) base: Base,
     /// Rank of the factors that are added to it, 0 for none.
     pub(crate) rank: usize,
+    /// Their format.
+    pub(crate) factors: BlockFormat,
 }
 
 impl Target {
-    pub(crate) const FLOATS: Self = Self { base: Base::Floats, rank: 0 };
+    pub(crate) const FLOATS: Self = Self { base: Base::Floats, rank: 0, factors: FACTORS };
 
     /// The weight in a format, or in floats, with a correction of a rank.
     pub(crate) fn of(format: Option<BlockFormat>, rank: usize) -> Self {
-        Self { base: format.map_or(Base::Floats, Base::Blocks), rank }
+        Self { base: format.map_or(Base::Floats, Base::Blocks), rank, factors: FACTORS }
     }
 
     /// The block format of the matrix.
@@ -48,8 +50,10 @@ impl Target {
     }
 }
 
-/// Format of the factors of a correction.
+/// Format of the factors of a correction of a given rank.
 pub(crate) const FACTORS: BlockFormat = BlockFormat::Q8_0;
+/// Format of factors under a budget: at half the bytes of Q8_0 its error is small beside that of the rank.
+const BUDGET_FACTORS: BlockFormat = BlockFormat::Nf4;
 /// Ranks of corrections that compete with more bits.
 pub(crate) const CORRECTION_RANKS: &[usize] = &[16, 32, 64];
 /// Ranks of factors in place of the matrix, in sixteenths of its smaller side.
@@ -106,13 +110,13 @@ pub(crate) struct Factor {
 }
 
 impl Factor {
-    fn new(values: Vec<f32>, rank: usize, width: usize, path: &str) -> Result<Self> {
-        if !width.is_multiple_of(FACTORS.block_len()) {
+    fn new(values: Vec<f32>, format: BlockFormat, rank: usize, width: usize, path: &str) -> Result<Self> {
+        if !width.is_multiple_of(format.block_len()) {
             return Ok(Self { values, blocks: None });
         }
-        let blocks = FACTORS.quantize([rank, width], &values).map_err(named(path))?;
+        let blocks = format.quantize([rank, width], &values).map_err(named(path))?;
         let mut values = Vec::with_capacity(values.len());
-        FACTORS.dequantize(&blocks, &mut values);
+        format.dequantize(&blocks, &mut values);
         Ok(Self { values, blocks: Some(blocks) })
     }
 }
@@ -301,37 +305,38 @@ impl<'a> Rows<'a> {
     ) -> Result<Vec<(Target, f64)>> {
         let subspace = self.subspace(residual, weights)?;
         let loss = |&rank: &usize| {
-            let factors = self.factors(&subspace, residual, rank)?;
-            Ok((Target { base, rank }, self.loss(&self.minus(residual, &factors, rank), weights)))
+            let target = Target { base, rank, factors: BUDGET_FACTORS };
+            let factors = self.factors(&subspace, residual, target)?;
+            Ok((target, self.loss(&self.minus(residual, &factors, rank), weights)))
         };
         ranks.iter().map(loss).collect()
     }
 
     /// The weight as factors alone.
-    fn low_rank(&self, rank: usize, weights: &ErrorWeights) -> Result<Made> {
-        let factors = self.factors(&self.subspace(&self.values, weights)?, &self.values, rank)?;
-        let loss = self.loss(&self.minus(&self.values, &factors, rank), weights);
+    fn low_rank(&self, target: Target, weights: &ErrorWeights) -> Result<Made> {
+        let factors = self.factors(&self.subspace(&self.values, weights)?, &self.values, target)?;
+        let loss = self.loss(&self.minus(&self.values, &factors, target.rank), weights);
         Ok(Made { blocks: Vec::new(), factors: Some(factors), error: relative(loss, self.total(weights)) })
     }
 
     /// The weight in a target other than floats.
     pub(crate) fn make(&self, target: Target, weights: &ErrorWeights) -> Result<Made> {
         match target.format() {
-            Some(format) => self.in_blocks(format, target.rank, weights),
-            None => self.low_rank(target.rank, weights),
+            Some(format) => self.in_blocks(format, target, weights),
+            None => self.low_rank(target, weights),
         }
     }
 
-    /// The weight in a format, with a correction of a rank.
-    fn in_blocks(&self, format: BlockFormat, rank: usize, weights: &ErrorWeights) -> Result<Made> {
-        let total = self.total(weights);
+    /// The weight in a format, with the correction of a target.
+    fn in_blocks(&self, format: BlockFormat, target: Target, weights: &ErrorWeights) -> Result<Made> {
+        let (total, rank) = (self.total(weights), target.rank);
         let Rounded { mut blocks, mut residual, loss } = self.quantize(&self.values, format, weights)?;
         if rank == 0 {
             return Ok(Made { blocks, factors: None, error: relative(loss, total) });
         }
         let mut best: Option<(f64, Vec<u8>, Factors)> = None;
         for turn in 0..TURNS {
-            let factors = self.factors(&self.subspace(&residual, weights)?, &residual, rank)?;
+            let factors = self.factors(&self.subspace(&residual, weights)?, &residual, target)?;
             let loss = self.loss(&self.minus(&residual, &factors, rank), weights);
             let corrected: Vec<f32> = self.minus(&self.values, &factors, rank);
             if best.as_ref().is_none_or(|(least, ..)| loss < *least) {
@@ -395,7 +400,8 @@ impl<'a> Rows<'a> {
         }
     }
 
-    fn factors(&self, subspace: &Subspace<f32>, residual: &[f32], rank: usize) -> Result<Factors> {
+    fn factors(&self, subspace: &Subspace<f32>, residual: &[f32], target: Target) -> Result<Factors> {
+        let Target { rank, factors: format, .. } = target;
         let fit = subspace
             .low_rank(self.view(residual)?, &Truncation::Rank(rank))
             .map_err(|e| at(self.path())(e))?;
@@ -403,8 +409,8 @@ impl<'a> Rows<'a> {
         let right = to_row_major(fit.factors.right()); // [rank, columns]
         let [rows, columns] = self.shape;
         Ok(Factors {
-            left: Factor::new(left, rank, rows, self.path())?,
-            right: Factor::new(right, rank, columns, self.path())?,
+            left: Factor::new(left, format, rank, rows, self.path())?,
+            right: Factor::new(right, format, rank, columns, self.path())?,
         })
     }
 

@@ -3,9 +3,11 @@
 //! # Algorithm
 //! `Q` is rounded to the nearest values of a block format under an importance of each input channel, the diagonal of
 //! `R = E[x·xᵀ]`. The correction is the best of its rank in the norm of the inputs, `‖(W − Q − A·B)·R^½‖` (QERA-exact,
-//! Zhang et al. 2024), in turn with `Q` (LoftQ, Li et al. 2023; CALDERA, Saha et al. 2024). Factors are in Q8_0.
+//! Zhang et al. 2024), in turn with `Q` (LoftQ, Li et al. 2023; CALDERA, Saha et al. 2024). Factors of given ranks are in Q8_0,
+//! those chosen under a budget in NF4.
 //!
-//! Under a byte budget every weight gets the format and the rank of least total loss. With the gradients of a
+//! Under a byte budget every weight gets the format and the rank of least total loss; by [`Method::Auto`](crate::Method::Auto) it may
+//! also become factors alone. With the gradients of a
 //! text this is `½·Σᵢⱼ E[gᵢ²]·E[xⱼ²]·ΔWᵢⱼ²`, in units of the model's loss per token; with inputs only, or
 //! neither, the relative error.
 

@@ -7,7 +7,7 @@ use lowrank_checkpoint::Checkpoint;
 use lowrank_spec::blocks::BlockFormat;
 use serde_json::{Map, Value};
 
-use super::fit::{Base, FACTORS, Target, named as named_fault};
+use super::fit::{Base, Target, named as named_fault};
 use crate::amount::{Amount, Sizes};
 use crate::error::{CompressError, Result};
 use crate::folder;
@@ -131,7 +131,7 @@ impl<'a> QuantPlan<'a> {
             None => Ok::<_, CompressError>(rows * columns * float),
         };
         let factor = |width: usize| {
-            let format = Some(FACTORS).filter(|f| width.is_multiple_of(f.block_len()));
+            let format = Some(target.factors).filter(|f| width.is_multiple_of(f.block_len()));
             of(format, target.rank, width).map(|bytes| bytes + ENTRY)
         };
         let correction = if target.rank > 0 { factor(rows)? + factor(columns)? } else { 0 };

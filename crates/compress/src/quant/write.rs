@@ -11,7 +11,7 @@ use lowrank_spec::{BlockFormat, LowrankSection, ModuleEntry, Representation, tra
 use serde_json::Map;
 
 use super::errors::ErrorWeights;
-use super::fit::{self, Base, FACTORS, Factor, Made, Rows, Target, named};
+use super::fit::{self, Base, Factor, Made, Rows, Target, named};
 use super::pass;
 use super::plan::QuantPlan;
 use crate::error::{CompressError, Result};
@@ -96,8 +96,8 @@ fn planned(plan: &QuantPlan<'_>, weight: &Weight, target: Target) -> Result<Vec<
         let float = folder::output_dtype(weight.dtype, plan.options.dtype, true);
         for (part, width) in [(WeightPart::FactorA, columns), (WeightPart::FactorB, rows)] {
             let key = part.key(path);
-            tensors.push(if width.is_multiple_of(FACTORS.block_len()) {
-                TensorPlan::new(key, [target.rank, bytes(FACTORS, width)?], Dtype::U8)
+            tensors.push(if width.is_multiple_of(target.factors.block_len()) {
+                TensorPlan::new(key, [target.rank, bytes(target.factors, width)?], Dtype::U8)
             } else if part == WeightPart::FactorA {
                 TensorPlan::new(key, [target.rank, width], float)
             } else {
@@ -153,8 +153,8 @@ fn entry(weight: &Weight, target: Target, error: f64) -> Option<ModuleEntry> {
     }
     let [rows, columns] = weight.row_shape();
     for (part, width) in [(WeightPart::FactorA, columns), (WeightPart::FactorB, rows)] {
-        if target.rank > 0 && width.is_multiple_of(FACTORS.block_len()) {
-            formats.insert(part.name().into(), FACTORS.name().into());
+        if target.rank > 0 && width.is_multiple_of(target.factors.block_len()) {
+            formats.insert(part.name().into(), target.factors.name().into());
         }
     }
     let representation = match target.base {
@@ -201,7 +201,7 @@ fn report(plan: &QuantPlan<'_>, targets: &[Target], errors: &[f64], files: &[Pat
                 format: match target.base {
                     Base::Floats => None,
                     Base::Blocks(format) => Some(format.name()),
-                    Base::Absent => Some(FACTORS.name()),
+                    Base::Absent => Some(target.factors.name()),
                 },
                 parameters: Change::new(weight.numel() as u64, parameters),
                 error,
