@@ -148,8 +148,11 @@ fn files_are_read_by_lines_or_as_one_text() {
     assert_eq!(whole["rows"].as_array().unwrap().len(), 1);
     let crlf = folder.path().join("crlf.txt");
     fs::write(&crlf, fs::read_to_string(&file).unwrap().replace('\n', "\r\n")).unwrap();
-    let same = json_of(&["perplexity", "--model", s(&model), "--file", s(&crlf), "--stride", "64"]);
-    assert_eq!(same["rows"], whole["rows"]);
+    let by_bytes = json_of(&["perplexity", "--model", s(&model), "--file", s(&crlf), "--stride", "64"]);
+    let text = fs::read_to_string(&crlf).unwrap();
+    let given = json_of(&["perplexity", "--model", s(&model), "--text", &text]);
+    assert_eq!(by_bytes["rows"], given["rows"], "carriage returns count as text");
+    assert_ne!(by_bytes["rows"], whole["rows"]);
     let windowed = long(&["--stride", "4", "--max-length", "8"]);
     assert_eq!(windowed["rows"][0]["tokens"], whole["rows"][0]["tokens"]);
     assert_ne!(windowed["perplexity"], whole["perplexity"], "less context, other likelihoods");

@@ -62,13 +62,15 @@ pub(crate) fn run(args: Args) -> Result<()> {
         return rows(&args, path);
     }
     let file = match &args.file {
-        // As in a file that Python opens as text.
-        Some(path) => Some(read_text(path)?.replace("\r\n", "\n")),
+        Some(path) => Some(read_text(path)?),
         None if args.text.is_empty() => bail_usage!("nothing to do: give --text, --file or --rows"),
         None => None,
     };
     if args.stride == Some(0) {
         bail_usage!("--stride 0 is out of range; expected 1 or more");
+    }
+    if let (Some(_), Some(path), Some(text)) = (args.stride, &args.file, &file) {
+        note_line_ends(path, text);
     }
     let device = device()?;
     let language = args.model.load(&args.model.folder()?, &device)?;
@@ -103,6 +105,19 @@ pub(crate) fn run(args: Args) -> Result<()> {
     }
     println!("perplexity {perplexity:.4} over {} tokens of {} texts", total.tokens(), rows.len());
     Ok(())
+}
+
+/// Says that a long text is read byte by byte, as llama.cpp's `perplexity` does: programs that open files as text see other
+/// line ends and get another value.
+fn note_line_ends(path: &Path, text: &str) {
+    let count = text.matches("\r\n").count();
+    if count > 0 {
+        eprintln!(
+            "note: {}: {count} lines end with CRLF, and their carriage returns count as text; convert the file for a comparison \
+             with programs that drop them",
+            path.display()
+        );
+    }
 }
 
 /// Rows in the formats that a language model is trained on.
