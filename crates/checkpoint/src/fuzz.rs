@@ -37,16 +37,18 @@ pub fn safetensors(data: &[u8]) {
 
 /// A GGUF file: its tensors, and the small files that it represents.
 pub fn gguf(data: &[u8]) {
-    match gguf::table(data) {
-        Err(fault) => check_message(&fault.at(Path::new("fuzz")).to_string()),
+    let parts = [gguf::Part { path: "fuzz".into(), bytes: Bytes::Owned(data.to_vec()) }];
+    match gguf::table(&parts) {
+        Err(error) => check_message(&error.to_string()),
         Ok((table, beside)) => {
-            let files = vec![Bytes::Owned(data.to_vec()), beside];
+            let files = parts.into_iter().map(|part| part.bytes).chain([beside]).collect();
             read_all(&Checkpoint::new("fuzz".into(), files, table), data.len());
         }
     }
+    let parts = [gguf::Part { path: "fuzz".into(), bytes: Bytes::Owned(data.to_vec()) }];
     for name in gguf::MEMBERS {
-        match gguf::member(data, name) {
-            Err(fault) => check_message(&fault.at(Path::new("fuzz")).to_string()),
+        match gguf::member(&parts, name) {
+            Err(error) => check_message(&error.to_string()),
             Ok(Some(json)) => assert!(serde_json::from_slice::<serde_json::Value>(&json).is_ok()),
             Ok(None) => {}
         }

@@ -34,8 +34,8 @@ pub fn read_file_within(path: impl AsRef<Path>, limit: u64) -> std::io::Result<V
     let path = path.as_ref();
     if let Some((file, name)) = member_of(path) {
         let invalid = |error: CheckpointError| std::io::Error::new(std::io::ErrorKind::InvalidData, error);
-        let bytes = Bytes::open(file).map_err(invalid)?;
-        let member = gguf::member(bytes.as_slice(), name).map_err(|fault| invalid(fault.at(file)))?;
+        let parts = Bytes::open(file).and_then(|bytes| gguf::open(file, bytes));
+        let member = parts.and_then(|parts| gguf::member(&parts, name)).map_err(invalid)?;
         return member.ok_or_else(|| std::io::Error::from(std::io::ErrorKind::NotFound));
     }
     lowrank_spec::read_file_within(path, limit)
@@ -46,7 +46,9 @@ pub fn read_file_within(path: impl AsRef<Path>, limit: u64) -> std::io::Result<V
 pub fn has_file(path: impl AsRef<Path>) -> bool {
     let path = path.as_ref();
     let has_member = |(file, name): (&Path, &str)| {
-        Bytes::open(file).is_ok_and(|bytes| gguf::has_member(bytes.as_slice(), name))
+        let parts = Bytes::open(file).and_then(|bytes| gguf::open(file, bytes));
+        // The error is for who reads the file.
+        parts.map_or(true, |parts| gguf::has_member(&parts, name))
     };
     lowrank_spec::is_present(path) || member_of(path).is_some_and(has_member)
 }

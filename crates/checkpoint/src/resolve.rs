@@ -74,14 +74,24 @@ fn open_file(path: &Path) -> Result<Checkpoint, CheckpointError> {
     if path.extension().is_some_and(|extension| extension == "json") {
         return open_index(path);
     }
-    of_bytes(path.to_owned(), Bytes::open(path)?)
+    let file = Bytes::open(path)?;
+    if gguf::recognises(file.as_slice()) {
+        return of_gguf(path.to_owned(), gguf::open(path, file)?);
+    }
+    of_bytes(path.to_owned(), file)
+}
+
+fn of_gguf(path: PathBuf, parts: Vec<gguf::Part>) -> Result<Checkpoint, CheckpointError> {
+    let (table, beside) = gguf::table(&parts)?;
+    let files = parts.into_iter().map(|part| part.bytes).chain([beside]).collect();
+    Ok(Checkpoint::new(path, files, table))
 }
 
 /// A checkpoint from the bytes of a file.
 pub(crate) fn of_bytes(path: PathBuf, file: Bytes) -> Result<Checkpoint, CheckpointError> {
     if gguf::recognises(file.as_slice()) {
-        let (table, beside) = gguf::table(file.as_slice()).map_err(|fault| fault.at(&path))?;
-        return Ok(Checkpoint::new(path, vec![file, beside], table));
+        let part = gguf::Part { path: path.clone(), bytes: file };
+        return of_gguf(path, vec![part]);
     }
     let mut table = parse(&path, file.as_slice())?;
     let files = vec![file];

@@ -29,7 +29,7 @@ const ENDS: [&str; 12] = [
 ];
 
 /// The keys of a config, from the metadata and the shapes of a file.
-pub(crate) fn config(file: &[u8], parsed: &Parsed<'_>) -> Result<Map<String, Json>, Fault> {
+pub(crate) fn config(parsed: &Parsed<'_>) -> Result<Map<String, Json>, Fault> {
     let keys = Keys::new(parsed)?;
     let architecture = keys.architecture;
     let mut config = Map::new();
@@ -41,7 +41,7 @@ pub(crate) fn config(file: &[u8], parsed: &Parsed<'_>) -> Result<Map<String, Jso
     config.insert(hub.into(), keys.required_number(own)?);
     let (key, activation) = architecture.activation;
     config.insert(key.into(), activation.into());
-    keys.positions(file, &mut config)?;
+    keys.positions(&mut config)?;
     keys.options(&mut config)?;
     config.insert("tie_word_embeddings".into(), (!keys.has_tensor("output.weight")).into());
     keys.tokens(&mut config);

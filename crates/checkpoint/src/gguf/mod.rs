@@ -4,13 +4,14 @@
 //! Hugging Face's tensor names, in which llama.cpp's changes (interleaved rows of queries and keys, 1 added to gains) are
 //! undone. The small files of a folder are derived from its metadata: [`read_file`](crate::read_file) reads
 //! `model.gguf/config.json`, `model.gguf/tokenizer.json` and `model.gguf/tokenizer_config.json` as if the file were a
-//! folder.
+//! folder. Of a model in several files (`model-00001-of-00003.gguf`), the path of each stands for all of them.
 
 mod adapter;
 mod architecture;
 mod config;
 mod mix;
 mod model;
+mod parts;
 mod pre;
 mod read;
 mod rules;
@@ -28,10 +29,11 @@ use std::path::Path;
 pub use adapter::{AdapterParts, Pair, write_adapter};
 pub use mix::FileType;
 pub use model::{ModelParts, Pooling, Written, write_model};
+pub(crate) use parts::{Part, open};
 pub use value::{Array, Value};
 pub use write_tokenizer::TokenizerParts;
 
-use crate::error::{Fault, excerpt};
+use crate::error::CheckpointError;
 use crate::map::Bytes;
 use crate::source::Table;
 
@@ -51,29 +53,28 @@ pub(crate) fn recognises(file: &[u8]) -> bool {
     file.starts_with(read::MAGIC)
 }
 
-/// The tensors of a file, and bytes that some of them lie in.
-pub(crate) fn table(file: &[u8]) -> Result<(Table, Bytes), Fault> {
-    let parsed = read::parse(file)?;
-    refuse_part(&parsed)?;
-    table::table(file, &parsed)
+/// The tensors of a model, and bytes that some of them lie in, which come after its files.
+pub(crate) fn table(parts: &[Part]) -> Result<(Table, Bytes), CheckpointError> {
+    let parsed = parts::parse(parts)?;
+    table::table(&parsed).map_err(|fault| fault.at(&parts[0].path))
 }
 
-/// One of the [`MEMBERS`] of a file; none for another name, and for a tokenizer where the file has none.
-pub(crate) fn member(file: &[u8], name: &str) -> Result<Option<Vec<u8>>, Fault> {
-    let parsed = read::parse(file)?;
-    refuse_part(&parsed)?;
+/// One of the [`MEMBERS`] of a model; none for another name, and for a tokenizer where the file has none.
+pub(crate) fn member(parts: &[Part], name: &str) -> Result<Option<Vec<u8>>, CheckpointError> {
+    let parsed = parts::parse(parts)?;
     let value = match name {
-        "config.json" => Some(config::config(file, &parsed)?.into()),
-        "tokenizer.json" => tokenizer::tokenizer(&parsed)?,
-        "tokenizer_config.json" => tokenizer::tokenizer_config(&parsed)?,
-        _ => None,
+        "config.json" => config::config(&parsed).map(|config| Some(config.into())),
+        "tokenizer.json" => tokenizer::tokenizer(&parsed),
+        "tokenizer_config.json" => tokenizer::tokenizer_config(&parsed),
+        _ => Ok(None),
     };
+    let value = value.map_err(|fault| fault.at(&parts[0].path))?;
     Ok(value.map(|value: serde_json::Value| value.to_string().into_bytes()))
 }
 
-/// Whether a file has a member, as far as its keys tell.
-pub(crate) fn has_member(file: &[u8], name: &str) -> bool {
-    match read::parse(file) {
+/// Whether a model has a member, as far as its keys tell.
+pub(crate) fn has_member(parts: &[Part], name: &str) -> bool {
+    match parts::parse(parts) {
         Ok(parsed) if name.starts_with("tokenizer") => {
             let model = parsed.metadata.get("tokenizer.ggml.model").and_then(|model| model.as_text());
             !matches!(model, None | Some("none" | "no_vocab"))
@@ -81,15 +82,4 @@ pub(crate) fn has_member(file: &[u8], name: &str) -> bool {
         // The error is for who reads the file.
         _ => MEMBERS.contains(&name),
     }
-}
-
-/// Refuses one of several files of a model.
-fn refuse_part(parsed: &read::Parsed<'_>) -> Result<(), Fault> {
-    let count = parsed.metadata.get("split.count").and_then(|count| count.as_count()).unwrap_or(1);
-    if count > 1 {
-        let number = parsed.metadata.get("split.no").and_then(|number| number.as_count()).unwrap_or(0);
-        let reason = format!("is part {} of {count}; join them with `llama-gguf-split --merge`", number + 1);
-        return Err(Fault::file(excerpt(&reason)));
-    }
-    Ok(())
 }

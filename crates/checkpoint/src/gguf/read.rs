@@ -23,11 +23,33 @@ const MAX_DIMS: u32 = 4;
 /// Longest name of a key or a tensor.
 const MAX_NAME: usize = 65_535;
 
-/// A file, parsed.
+/// A model's file, or all of its files, parsed.
 #[derive(Debug)]
 pub(crate) struct Parsed<'a> {
+    pub(crate) files: Vec<&'a [u8]>,
+    /// Of the first file.
     pub(crate) metadata: Metadata<'a>,
     pub(crate) tensors: BTreeMap<&'a str, Tensor>,
+}
+
+impl<'a> Parsed<'a> {
+    /// The bytes of one of the tensors.
+    pub(crate) fn bytes(&self, tensor: &Tensor) -> &'a [u8] {
+        let file = self.files.get(tensor.source).copied().unwrap_or_default();
+        file.get(tensor.start..tensor.start + tensor.len).unwrap_or_default()
+    }
+
+    /// Adds the tensors of a further file.
+    pub(crate) fn add(&mut self, part: Parsed<'a>) -> Result<(), Fault> {
+        for (name, mut tensor) in part.tensors {
+            tensor.source += self.files.len();
+            if self.tensors.insert(name, tensor).is_some() {
+                return Err(Fault::tensor(name, "is in an earlier part of the model as well"));
+            }
+        }
+        self.files.extend(part.files);
+        Ok(())
+    }
 }
 
 /// A tensor as the file has it.
@@ -36,6 +58,8 @@ pub(crate) struct Tensor {
     /// Outermost first.
     pub(crate) shape: Vec<usize>,
     pub(crate) dtype: Dtype,
+    /// Index of its file.
+    pub(crate) source: usize,
     /// First byte in the file, and bytes.
     pub(crate) start: usize,
     pub(crate) len: usize,
@@ -80,7 +104,7 @@ pub(crate) fn parse(file: &[u8]) -> Result<Parsed<'_>, Fault> {
         described.push(tensor);
     }
     let data = reader.at.checked_next_multiple_of(alignment).unwrap_or(usize::MAX);
-    Ok(Parsed { metadata, tensors: place(described, data, file.len(), alignment)? })
+    Ok(Parsed { files: vec![file], metadata, tensors: place(described, data, file.len(), alignment)? })
 }
 
 fn metadata<'a>(reader: &mut Reader<'a>, count: u64) -> Result<Metadata<'a>, Fault> {
@@ -233,7 +257,7 @@ fn place(
             return Err(Fault::tensor(name, reason));
         }
         spans.push((start, start + len, name));
-        tensors.insert(name, Tensor { shape, dtype, start, len });
+        tensors.insert(name, Tensor { shape, dtype, source: 0, start, len });
     }
     spans.sort_unstable();
     let mut reached = 0;

@@ -16,10 +16,10 @@ const WITHOUT_MODULE: [&str; 3] =
 /// End of the names of a layer's frequencies, which follow from the config.
 const FREQUENCIES: &str = ".attn_rot_embd.weight";
 
-/// The tensors of a file, and bytes beside it that some of them lie in.
+/// The tensors of a model, and bytes that some of them lie in, which come after its files.
 ///
 /// A file of an architecture that is not known keeps llama.cpp's names.
-pub(crate) fn table(file: &[u8], parsed: &Parsed<'_>) -> Result<(Table, Bytes), Fault> {
+pub(crate) fn table(parsed: &Parsed<'_>) -> Result<(Table, Bytes), Fault> {
     let mut table = Table { metadata: strings(parsed), ..Table::default() };
     let mut beside = Vec::new();
     let architecture =
@@ -42,7 +42,7 @@ pub(crate) fn table(file: &[u8], parsed: &Parsed<'_>) -> Result<(Table, Bytes), 
     for (&name, tensor) in &parsed.tensors {
         let entry = Entry {
             info: TensorInfo { shape: tensor.shape.clone(), dtype: tensor.dtype },
-            source: 0,
+            source: tensor.source,
             layout: Layout::Contiguous { start: tensor.start, len: tensor.len },
         };
         let Some(known) = known else {
@@ -66,12 +66,12 @@ pub(crate) fn table(file: &[u8], parsed: &Parsed<'_>) -> Result<(Table, Bytes), 
                 }
                 continue;
             }
-            let entry = changed(known, stem, tensor, entry, heads, file, &mut beside)
+            let entry = changed(known, stem, tensor, entry, heads, parsed, &mut beside)
                 .map_err(|reason| Fault::tensor(name, reason))?;
             insert(name, hub, entry)?;
             continue;
         }
-        match split(known, name, tensor, heads)? {
+        match split(known, name, tensor, heads, parsed)? {
             Some(parts) => {
                 for (hub, part) in parts {
                     insert(name, hub, part)?;
@@ -127,7 +127,7 @@ fn changed(
     tensor: &Tensor,
     mut entry: Entry,
     heads: Heads,
-    file: &[u8],
+    parsed: &Parsed<'_>,
     beside: &mut Vec<u8>,
 ) -> Result<Entry, String> {
     let rows = tensor.shape.first().copied().unwrap_or(0);
@@ -159,12 +159,11 @@ fn changed(
                 return Err(format!("a norm in {}; expected F32", tensor.dtype));
             }
             let start = beside.len();
-            let bytes = file.get(tensor.start..tensor.start + tensor.len).unwrap_or_default();
             // Exact where the sum was not rounded, and undone exactly by the model, which adds 1 again.
             beside.extend(
-                bytes.as_chunks().0.iter().flat_map(|x| (f32::from_le_bytes(*x) - 1.0).to_le_bytes()),
+                parsed.bytes(tensor).as_chunks().0.iter().flat_map(|x| (f32::from_le_bytes(*x) - 1.0).to_le_bytes()),
             );
-            (entry.source, entry.layout) = (1, Layout::Contiguous { start, len: tensor.len });
+            (entry.source, entry.layout) = (parsed.files.len(), Layout::Contiguous { start, len: tensor.len });
         }
         Changes::Transposed
             if tensor.shape.len() == 2
@@ -191,10 +190,11 @@ fn experts(tensor: &Tensor, is_bias: bool) -> Result<impl Iterator<Item = Entry>
     if tensor.len == 0 {
         return Err("has no elements".into());
     }
-    let (start, len, dtype, shape) = (tensor.start, tensor.len / count, tensor.dtype, shape.to_vec());
+    let (start, len, shape) = (tensor.start, tensor.len / count, shape.to_vec());
+    let (source, dtype) = (tensor.source, tensor.dtype);
     Ok((0..count).map(move |i| Entry {
         info: TensorInfo { shape: shape.clone(), dtype },
-        source: 0,
+        source,
         layout: Layout::Contiguous { start: start + i * len, len },
     }))
 }
@@ -214,6 +214,7 @@ fn split(
     name: &str,
     tensor: &Tensor,
     heads: Heads,
+    parsed: &Parsed<'_>,
 ) -> Result<Option<Vec<(String, Entry)>>, Fault> {
     let Some((stem, end)) = name.rsplit_once(".attn_qkv.") else { return Ok(None) };
     if !architecture.layer.iter().any(|(own, _)| *own == "attn_q") {
@@ -235,15 +236,15 @@ fn split(
         let mut shape = tensor.shape.clone();
         shape[0] = heads_of_part * width;
         let len = shape[0] * row_bytes;
-        let piece = Tensor { shape: shape.clone(), dtype: tensor.dtype, start, len };
+        let piece = Tensor { shape: shape.clone(), start, len, ..*tensor };
         let entry = Entry {
             info: TensorInfo { shape, dtype: tensor.dtype },
-            source: 0,
+            source: tensor.source,
             layout: Layout::Contiguous { start, len },
         };
         let own = format!("{stem}.{part}.{end}");
         let Some((hub, _)) = architecture.to_hub(&own) else { return Ok(None) };
-        let entry = changed(architecture, part, &piece, entry, heads, &[], &mut Vec::new())
+        let entry = changed(architecture, part, &piece, entry, heads, parsed, &mut Vec::new())
             .map_err(|reason| Fault::tensor(name, reason))?;
         parts.push((hub, entry));
         start += len;

@@ -242,7 +242,7 @@ fn a_file_that_breaks_the_format_is_refused() {
         (with(0, &[1 << 40], 8), &["'x'", "outside the file"]),
         (with(0, &[1, 1, 1, 1, 1], 4), &["'x'", "5 dimensions"]),
         (base().tensor("", &[1], 0, &[0; 4]), &["name has 0 bytes"]),
-        (base().count("split.count", 3).count("split.no", 1), &["part 2 of 3", "llama-gguf-split"]),
+        (base().count("split.count", 3).count("split.no", 1), &["part 2 of 3", "expected part 1 of 1"]),
     ];
     for (file, parts) in cases {
         check_error(file.open(), &[&["m.gguf"], parts].concat());
@@ -255,6 +255,51 @@ fn a_file_that_breaks_the_format_is_refused() {
     check_error(between.open(), &["'y'", "no multiple of 32"]);
     for end in 0..model().bytes().len() - 32 {
         assert!(Checkpoint::from_bytes("m.gguf", model().bytes()[..end].to_vec()).is_err(), "{end} bytes");
+    }
+}
+
+/// Parts that gguf-py wrote; each stands for the whole model.
+#[test]
+fn a_model_in_parts_is_read_as_one() {
+    let fixtures = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures");
+    let whole_file = fixtures.join("gguf/gemma.gguf");
+    let whole = Checkpoint::open(&whole_file).unwrap();
+    let parts = [1, 2, 3].map(|i| format!("gemma-{i:05}-of-00003.gguf"));
+    for part in &parts {
+        let file = fixtures.join("gguf-split").join(part);
+        let read = Checkpoint::open(&file).unwrap();
+        assert!(read.names().eq(whole.names()));
+        for name in whole.names() {
+            assert_eq!(read.info(name), whole.info(name), "{name}");
+            assert_eq!(read.read_f32(name).unwrap(), whole.read_f32(name).unwrap(), "{name}");
+        }
+        assert_eq!(read.content_hash().unwrap(), whole.content_hash().unwrap());
+        let config = |file: &std::path::Path| read_file(file.join("config.json")).unwrap();
+        assert_eq!(config(&file), config(&whole_file));
+        assert!(!has_file(file.join("tokenizer.json")));
+    }
+
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let copy = |from: &str, to: &str| std::fs::copy(fixtures.join("gguf-split").join(from), at(to)).unwrap();
+    copy(&parts[0], &parts[0]);
+    copy(&parts[2], &parts[2]);
+    check_error(Checkpoint::open(at(&parts[0])), &["00001-of-00003", "one of 3 parts", "00002-of-00003.gguf' is missing"]);
+    assert!(has_file(at(&parts[0]).join("config.json")), "the error is for who reads it");
+    copy(&parts[2], &parts[1]);
+    check_error(Checkpoint::open(at(&parts[0])), &["00002-of-00003", "is part 3 of 3; expected part 2 of 3"]);
+    copy(&parts[1], "other.gguf");
+    check_error(Checkpoint::open(at("other.gguf")), &["part 2 of 3", "-00002-of-00003.gguf", "llama-gguf-split"]);
+    std::fs::write(at(&parts[1]), "GGML").unwrap();
+    check_error(Checkpoint::open(at(&parts[0])), &["00002-of-00003", "not a GGUF file"]);
+    let part = |number: u32, name: &str| {
+        let file = File::new().count("split.no", number).count("split.count", 2).count("split.tensors.count", 3);
+        file.tensor(name, &[1], 0, &[0; 4]).bytes()
+    };
+    for (second, expected) in [("x", "is in an earlier part"), ("y", "split.tensors.count is 3, and the parts have 2")] {
+        std::fs::write(at("m-00001-of-00002.gguf"), part(0, "x")).unwrap();
+        std::fs::write(at("m-00002-of-00002.gguf"), part(1, second)).unwrap();
+        check_error(Checkpoint::open(at("m-00002-of-00002.gguf")), &[expected]);
     }
 }
 

@@ -9,7 +9,7 @@ use crate::error::{Fault, excerpt};
 
 impl Keys<'_, '_> {
     /// Rotary positions.
-    pub(super) fn positions(&self, file: &[u8], config: &mut Map<String, Json>) -> Result<(), Fault> {
+    pub(super) fn positions(&self, config: &mut Map<String, Json>) -> Result<(), Fault> {
         let name = self.architecture.name();
         if name == "gpt2" {
             return Ok(());
@@ -38,7 +38,7 @@ impl Keys<'_, '_> {
         }
         // A config of gpt-oss without it has YaRN.
         let plain = (name == "gpt-oss").then(|| json!({"rope_type": "default"}));
-        if let Some(scaling) = self.scaling(file, config)?.or(plain) {
+        if let Some(scaling) = self.scaling(config)?.or(plain) {
             config.insert("rope_scaling".into(), scaling);
         }
         if self.architecture.model_type == "olmo3" {
@@ -88,7 +88,7 @@ impl Keys<'_, '_> {
     }
 
     /// `rope_scaling`.
-    fn scaling(&self, file: &[u8], config: &mut Map<String, Json>) -> Result<Option<Json>, Fault> {
+    fn scaling(&self, config: &mut Map<String, Json>) -> Result<Option<Json>, Fault> {
         let length = self.required_count("context_length")?;
         let original = self.count("rope.scaling.original_context_length")?.unwrap_or(length);
         // As in llama.cpp: the default type is linear, and a factor of 0 means no scaling.
@@ -99,7 +99,7 @@ impl Keys<'_, '_> {
         };
         let factor = if kind == "none" || factor == 0.0 { 1.0 } else { factor };
         let attention = self.number("rope.scaling.attn_factor")?;
-        let lists = ["short", "long"].map(|which| self.floats(file, &format!("rope_factors_{which}.weight")));
+        let lists = ["short", "long"].map(|which| self.floats(&format!("rope_factors_{which}.weight")));
         if let [Some(short), Some(long)] = lists.map(|list| list.transpose()) {
             config.insert("original_max_position_embeddings".into(), original.into());
             let mut scaling = json!({"rope_type": "longrope", "short_factor": short?, "long_factor": long?});
@@ -114,7 +114,7 @@ impl Keys<'_, '_> {
                 self.full("rope.scaling.attn_factor")
             )));
         }
-        if let Some(divisors) = self.floats(file, "rope_freqs.weight")? {
+        if let Some(divisors) = self.floats("rope_freqs.weight")? {
             if factor != 1.0 {
                 let key = self.full("rope.scaling.factor");
                 return Err(Fault::file(format!(
@@ -182,15 +182,14 @@ impl Keys<'_, '_> {
     }
 
     /// The elements of a vector of floats, if the file has it.
-    fn floats(&self, file: &[u8], name: &str) -> Result<Option<Vec<f64>>, Fault> {
+    fn floats(&self, name: &str) -> Result<Option<Vec<f64>>, Fault> {
         let Some(tensor) = self.parsed.tensors.get(name) else { return Ok(None) };
         let head = self.head_width()?;
         if tensor.shape.len() != 1 || tensor.shape[0] as u64 > head {
             return Err(Fault::tensor(name, "has another shape than a divisor for each frequency"));
         }
-        let bytes = file.get(tensor.start..tensor.start + tensor.len).unwrap_or_default();
         let mut values = Vec::with_capacity(tensor.shape[0]);
-        extend_f32(tensor.dtype, bytes, &mut values);
+        extend_f32(tensor.dtype, self.parsed.bytes(tensor), &mut values);
         Ok(Some(values.into_iter().map(|x| shortest(x.into())).collect()))
     }
 }
