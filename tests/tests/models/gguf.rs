@@ -264,9 +264,10 @@ fn every_type_is_written_and_read() {
     let out = folder.path().join("model.gguf");
     let golden = golden("llama");
     let expected = &golden.cases[0].last_logits;
-    for kind in
-        ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "Q2_K", "Q3_K_M", "Q4_K_M", "Q6_K"]
-    {
+    for kind in [
+        "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "IQ4_XS", "Q2_K", "Q3_K_M",
+        "Q4_K_M", "Q6_K",
+    ] {
         write("llama", &out, kind.parse().unwrap());
         let model = load(&out);
         let ids = &golden.cases[0].input_ids;

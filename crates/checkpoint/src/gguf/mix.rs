@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use lowrank_spec::BlockFormat;
-use lowrank_spec::BlockFormat::{Iq4Nl, Mxfp4, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
+use lowrank_spec::BlockFormat::{Iq4Nl, Iq4Xs, Mxfp4, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
 
 use super::architecture::layer_of;
 use crate::Checkpoint;
@@ -45,7 +45,7 @@ const fn float(name: &'static str, number: u32, float: FloatType) -> Kind {
     Kind { name, number, base: Base::Float(float), size: Size::Plain }
 }
 
-const KINDS: [Kind; 20] = [
+const KINDS: [Kind; 21] = [
     float("F32", 0, FloatType::F32),
     float("F16", 1, FloatType::F16),
     float("BF16", 32, FloatType::BF16),
@@ -55,6 +55,7 @@ const KINDS: [Kind; 20] = [
     kind("Q5_0", 8, Q5_0, Size::Plain),
     kind("Q5_1", 9, Q5_1, Size::Plain),
     kind("IQ4_NL", 25, Iq4Nl, Size::Plain),
+    kind("IQ4_XS", 30, Iq4Xs, Size::Plain),
     kind("Q2_K", 10, Q2K, Size::Medium),
     kind("Q2_K_S", 21, Q2K, Size::Small),
     kind("Q3_K_S", 11, Q3K, Size::Small),
@@ -114,7 +115,7 @@ pub(crate) struct Shape {
 
 impl FileType {
     /// Experts in MXFP4.
-    pub(crate) const MXFP4: Self = Self(&KINDS[19]);
+    pub(crate) const MXFP4: Self = Self(&KINDS[20]);
 
     /// The type whose matrices are in the format of most elements in blocks of a checkpoint; f32 without any.
     pub(crate) fn most_like(weights: &Checkpoint) -> Self {
@@ -189,7 +190,7 @@ impl FileType {
             // Small beside eight experts.
             "attn_v.weight" | "attn_qkv.weight" | "attn_k.weight" if has_eight => Q8_0,
             "attn_output.weight" if has_eight => match (base, size) {
-                (Q2K | Q3K, Size::Small | Size::Medium) | (Q4K, _) | (Iq4Nl, _) => Q5K,
+                (Q2K | Q3K, Size::Small | Size::Medium) | (Q4K, _) | (Iq4Nl | Iq4Xs, _) => Q5K,
                 _ => base,
             },
             "attn_v.weight" | "attn_qkv.weight" => {
@@ -198,7 +199,7 @@ impl FileType {
                     (Q2K, Size::Small) if is_shared => Q4K,
                     (Q3K, Size::Medium) => [Q4K, Q5K][usize::from(i < 2)],
                     (Q3K, Size::Large) => Q5K,
-                    (Iq4Nl, _) if is_shared => Q5K,
+                    (Iq4Nl | Iq4Xs, _) if is_shared => Q5K,
                     (Q4K | Q5K, Size::Medium) if more => Q6K,
                     (Q4K, Size::Small) if i < 4 => Q5K,
                     _ => base,
@@ -213,7 +214,7 @@ impl FileType {
                 (Q3K, Size::Medium) => [Q4K, Q5K][usize::from(i < n / 16)],
                 (Q3K, Size::Large) => Q5K,
                 (Q4K | Q5K, Size::Medium) if more => Q6K,
-                (Iq4Nl, _) | (Q4K, Size::Small) if i < n / 8 => Q5K,
+                (Iq4Nl | Iq4Xs, _) | (Q4K, Size::Small) if i < n / 8 => Q5K,
                 _ => base,
             },
             "attn_output.weight" => match (base, size) {
@@ -238,6 +239,7 @@ fn fallback(wanted: BlockFormat, width: usize) -> Dtype {
         Q4K => Q5_0,
         Q5K => Q5_1,
         Q6K => Q8_0,
+        Iq4Xs => Iq4Nl,
         other => other,
     };
     if fits(other) { Dtype::Block(other) } else { Dtype::F16 }
@@ -262,7 +264,7 @@ mod tests {
     /// of queries, keys, values, output, gates and down projections. Digits are the bits of `Qn_K` in each layer.
     #[test]
     fn mixes_of_experts_are_those_of_llama_quantize() {
-        let golden: [(usize, &str, [&str; 6]); 23] = [
+        let golden: [(usize, &str, [&str; 6]); 25] = [
             (8, "Q2_K", ["Q2_K", "Q8_0", "Q8_0", "Q5_K", "Q2_K", "Q3_K"]),
             (8, "Q3_K_S", ["Q3_K", "Q8_0", "Q8_0", "Q5_K", "Q3_K", "Q3_K"]),
             (8, "Q3_K_M", ["Q3_K", "Q8_0", "Q8_0", "Q5_K", "Q3_K", "5444444444444444"]),
@@ -272,6 +274,7 @@ mod tests {
             (8, "Q5_K_S", ["Q5_K", "Q8_0", "Q8_0", "Q5_K", "Q5_K", "Q5_K"]),
             (8, "Q5_K_M", ["Q5_K", "Q8_0", "Q8_0", "Q5_K", "Q5_K", "6655655655655666"]),
             (8, "IQ4_NL", ["IQ4_NL", "Q8_0", "Q8_0", "Q5_K", "IQ4_NL", "55--------------"]),
+            (8, "IQ4_XS", ["IQ4_XS", "Q8_0", "Q8_0", "Q5_K", "IQ4_XS", "55--------------"]),
             (8, "Q4_0", ["Q4_0", "Q8_0", "Q8_0", "Q4_0", "Q4_0", "Q4_0"]),
             (8, "Q6_K", ["Q6_K", "Q8_0", "Q8_0", "Q6_K", "Q6_K", "Q6_K"]),
             (12, "Q2_K", ["Q2_K", "Q2_K", "Q3_K", "Q3_K", "Q2_K", "Q3_K"]),
@@ -283,6 +286,7 @@ mod tests {
             (12, "Q5_K_S", ["Q5_K"; 6]),
             (12, "Q5_K_M", ["Q5_K", "Q5_K", "6655655655655666", "Q5_K", "Q5_K", "6655655655655666"]),
             (12, "IQ4_NL", ["IQ4_NL", "IQ4_NL", "IQ4_NL", "IQ4_NL", "IQ4_NL", "55--------------"]),
+            (12, "IQ4_XS", ["IQ4_XS", "IQ4_XS", "IQ4_XS", "IQ4_XS", "IQ4_XS", "55--------------"]),
             (12, "Q4_0", ["Q4_0"; 6]),
             (12, "Q6_K", ["Q6_K"; 6]),
             (12, "MXFP4_MOE", ["Q8_0", "Q8_0", "Q8_0", "Q8_0", "MXFP4", "MXFP4"]),
@@ -325,6 +329,7 @@ mod tests {
         assert_eq!(of("Q4_K_M", "blk.0.attn_v.weight", [192, 576]), "Q8_0");
         assert_eq!(of("Q4_K_M", "blk.0.ffn_down.weight", [576, 1536]), "Q6_K");
         assert_eq!(of("Q4_K_M", "blk.3.ffn_down.weight", [576, 1536]), "Q4_K");
+        assert_eq!(of("IQ4_XS", "blk.0.attn_q.weight", [576, 576]), "IQ4_NL");
         assert_eq!(of("Q2_K", "blk.3.ffn_down.weight", [576, 1536]), "Q3_K");
         assert_eq!(of("Q4_0", "blk.3.attn_norm.weight", [1, 576]), "F32");
         assert_eq!(of("Q4_0", "blk.3.ffn_up.weight", [576, 40]), "F16");

@@ -66,8 +66,11 @@ pub(crate) fn open(path: &Path, bytes: Bytes) -> Result<Vec<Part>, CheckpointErr
         let other = path.with_file_name(format!("{stem}{}", end(number)));
         if !other.exists() {
             let name = format!("{stem}{}", end(number));
-            let reason =
-                format!("is one of {} parts of a model, and '{}' is missing; download it", place.count, excerpt(&name));
+            let reason = format!(
+                "is one of {} parts of a model, and '{}' is missing; download it",
+                place.count,
+                excerpt(&name)
+            );
             return Err(at(Fault::file(reason)));
         }
         let bytes = Bytes::open(&other)?;
@@ -110,7 +113,8 @@ pub(crate) fn parse(parts: &[Part]) -> Result<Parsed<'_>, CheckpointError> {
     };
     let count = all.metadata.get(TENSORS).and_then(|count| count.as_count());
     if let Some(count) = count.filter(|count| *count != all.tensors.len() as u64) {
-        let reason = format!("{TENSORS} is {count}, and the parts have {}; download them again", all.tensors.len());
+        let reason =
+            format!("{TENSORS} is {count}, and the parts have {}; download them again", all.tensors.len());
         return Err(CheckpointError::malformed(&parts[0].path, reason));
     }
     Ok(all)

@@ -202,7 +202,7 @@ pub(crate) fn number_of(dtype: Dtype) -> Option<u32> {
 }
 
 /// Types that are known by name alone.
-const OTHER_TYPES: [(u32, &str); 17] = [
+const OTHER_TYPES: [(u32, &str); 16] = [
     (4, "Q4_2"),
     (5, "Q4_3"),
     (9, "Q8_1"),
@@ -213,7 +213,6 @@ const OTHER_TYPES: [(u32, &str); 17] = [
     (19, "IQ1_S"),
     (21, "IQ3_S"),
     (22, "IQ2_S"),
-    (23, "IQ4_XS"),
     (29, "IQ1_M"),
     (31, "Q4_0_4_4"),
     (34, "TQ1_0"),

@@ -161,9 +161,15 @@ fn changed(
             let start = beside.len();
             // Exact where the sum was not rounded, and undone exactly by the model, which adds 1 again.
             beside.extend(
-                parsed.bytes(tensor).as_chunks().0.iter().flat_map(|x| (f32::from_le_bytes(*x) - 1.0).to_le_bytes()),
+                parsed
+                    .bytes(tensor)
+                    .as_chunks()
+                    .0
+                    .iter()
+                    .flat_map(|x| (f32::from_le_bytes(*x) - 1.0).to_le_bytes()),
             );
-            (entry.source, entry.layout) = (parsed.files.len(), Layout::Contiguous { start, len: tensor.len });
+            (entry.source, entry.layout) =
+                (parsed.files.len(), Layout::Contiguous { start, len: tensor.len });
         }
         Changes::Transposed
             if tensor.shape.len() == 2

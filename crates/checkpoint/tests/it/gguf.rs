@@ -284,19 +284,28 @@ fn a_model_in_parts_is_read_as_one() {
     let copy = |from: &str, to: &str| std::fs::copy(fixtures.join("gguf-split").join(from), at(to)).unwrap();
     copy(&parts[0], &parts[0]);
     copy(&parts[2], &parts[2]);
-    check_error(Checkpoint::open(at(&parts[0])), &["00001-of-00003", "one of 3 parts", "00002-of-00003.gguf' is missing"]);
+    check_error(
+        Checkpoint::open(at(&parts[0])),
+        &["00001-of-00003", "one of 3 parts", "00002-of-00003.gguf' is missing"],
+    );
     assert!(has_file(at(&parts[0]).join("config.json")), "the error is for who reads it");
     copy(&parts[2], &parts[1]);
     check_error(Checkpoint::open(at(&parts[0])), &["00002-of-00003", "is part 3 of 3; expected part 2 of 3"]);
     copy(&parts[1], "other.gguf");
-    check_error(Checkpoint::open(at("other.gguf")), &["part 2 of 3", "-00002-of-00003.gguf", "llama-gguf-split"]);
+    check_error(
+        Checkpoint::open(at("other.gguf")),
+        &["part 2 of 3", "-00002-of-00003.gguf", "llama-gguf-split"],
+    );
     std::fs::write(at(&parts[1]), "GGML").unwrap();
     check_error(Checkpoint::open(at(&parts[0])), &["00002-of-00003", "not a GGUF file"]);
     let part = |number: u32, name: &str| {
-        let file = File::new().count("split.no", number).count("split.count", 2).count("split.tensors.count", 3);
+        let file =
+            File::new().count("split.no", number).count("split.count", 2).count("split.tensors.count", 3);
         file.tensor(name, &[1], 0, &[0; 4]).bytes()
     };
-    for (second, expected) in [("x", "is in an earlier part"), ("y", "split.tensors.count is 3, and the parts have 2")] {
+    for (second, expected) in
+        [("x", "is in an earlier part"), ("y", "split.tensors.count is 3, and the parts have 2")]
+    {
         std::fs::write(at("m-00001-of-00002.gguf"), part(0, "x")).unwrap();
         std::fs::write(at("m-00002-of-00002.gguf"), part(1, second)).unwrap();
         check_error(Checkpoint::open(at("m-00002-of-00002.gguf")), &[expected]);

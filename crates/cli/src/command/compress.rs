@@ -39,7 +39,7 @@ pub(crate) struct Args {
     /// factors under low-rank methods
     #[arg(long, conflicts_with = "type")]
     bits: Option<u8>,
-    /// The same by name: llama.cpp's Q8_0, Q6_K, Q5_K, Q5_1, Q5_0, Q4_K, Q4_1, Q4_0, IQ4_NL, MXFP4, Q3_K, Q2_K, or NF4, NF3, NF2
+    /// The same by name: llama.cpp's Q8_0, Q6_K, Q5_K, Q5_1, Q5_0, Q4_K, Q4_1, Q4_0, IQ4_NL, IQ4_XS, MXFP4, Q3_K, Q2_K, or NF4, NF3, NF2
     /// (for rows of any multiple of 32; not for GGUF files)
     #[arg(long, value_name = "FORMAT", value_parser = block_format)]
     r#type: Option<BlockFormat>,

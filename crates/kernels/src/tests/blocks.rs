@@ -9,6 +9,7 @@ use rstest::rstest;
 
 use super::{Exact, assert_close, on_backends, random, tolerance, values};
 use lowrank_spec::blocks::BlockError;
+use lowrank_spec::blocks::format::IQ4_NL_VALUES;
 
 use crate::blocks::{BlockFormat, BlockMatrix};
 use crate::cpu::simd::Level;
@@ -49,7 +50,7 @@ fn step(format: BlockFormat) -> f32 {
         BlockFormat::Q3K => 4.0 / 2.5,
         BlockFormat::Q6K => 32.0 / 2.5,
         // The widest gap of the table.
-        BlockFormat::Iq4Nl => 127.0 / 24.0 / 2.5,
+        BlockFormat::Iq4Nl | BlockFormat::Iq4Xs => 127.0 / 24.0 / 2.5,
         // From 2/3 of the largest value to it, and from there to what is cut.
         BlockFormat::Mxfp4 => 3.0,
         BlockFormat::Nf4 => 127.0 / 39.0 / 2.5,
@@ -101,12 +102,13 @@ fn large_blocks_mean_what_they_mean_in_llama_cpp() {
             ((q[j + 4] & 0xf) | ((q[j - 4] >> 6) << 4), (q[j + 4] >> 4) | ((q[j] >> 6) << 4))
         }
     };
-    for format in [BlockFormat::Q2K, BlockFormat::Q3K, BlockFormat::Q4K, BlockFormat::Q5K, BlockFormat::Q6K] {
+    for format in BlockFormat::ALL.into_iter().filter(|format| format.block_len() == 256) {
         // Any bytes are a block; the factors are 0.5 and 2.
         let mut bytes: Vec<u8> = (0..format.block_bytes()).map(|i| (i * 37 + i / 7 * 11) as u8).collect();
         let (at, factors): (usize, &[u8]) = match format {
             BlockFormat::Q2K => (80, &[0x00, 0x38, 0x00, 0x40]),
             BlockFormat::Q3K => (108, &[0x00, 0x38]),
+            BlockFormat::Iq4Xs => (0, &[0x00, 0x38]),
             BlockFormat::Q6K => (208, &[0x00, 0x38]),
             _ => (0, &[0x00, 0x38, 0x00, 0x40]),
         };
@@ -132,6 +134,19 @@ fn large_blocks_mean_what_they_mean_in_llama_cpp() {
                     let low = bytes[32 + i / 128 * 32 + i % 32] >> (i % 128 / 32 * 2) & 3;
                     let third = if bytes[i % 32] >> (i / 32) & 1 == 1 { 0.0 } else { 4.0 };
                     expected.push(0.5 * (f32::from(scales[i / 16]) - 32.0) * (f32::from(low) - third));
+                }
+            }
+            BlockFormat::Iq4Xs => {
+                let high = u16::from_le_bytes([bytes[2], bytes[3]]);
+                for group in 0..8 {
+                    let low = bytes[4 + group / 2] >> (4 * (group % 2)) & 0xf;
+                    let scale = f32::from(low | ((high >> (2 * group) & 3) as u8) << 4) - 32.0;
+                    for half in 0..2 {
+                        let codes = bytes[8 + 16 * group..][..16].iter().map(|byte| byte >> (4 * half) & 0xf);
+                        expected.extend(
+                            codes.map(|code| 0.5 * scale * f32::from(IQ4_NL_VALUES[usize::from(code)])),
+                        );
+                    }
                 }
             }
             BlockFormat::Q6K => {
@@ -207,10 +222,9 @@ fn bytes_mean_what_they_mean_in_llama_cpp() {
     );
     let bytes = [&[0x00, 0x38, 0x00, 0x40], &fifth[..], &halves].concat();
     assert_eq!(read(BlockFormat::Q5_1, &bytes), with_fifth(2.0, 0.0));
-    let table = lowrank_spec::blocks::format::IQ4_NL_VALUES;
     assert_eq!(
         read(BlockFormat::Iq4Nl, &[&[0x00, 0x38], &halves[..]].concat()),
-        of(&|q| 0.5 * f32::from(table[q as usize]))
+        of(&|q| 0.5 * f32::from(IQ4_NL_VALUES[q as usize]))
     );
     let e2m1 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
     assert_eq!(read(BlockFormat::Mxfp4, &[&[130], &halves[..]].concat()), of(&|q| 8.0 * e2m1[q as usize]));
@@ -241,7 +255,7 @@ fn bytes_of_our_formats() {
 
 #[rstest]
 fn products_are_those_of_the_floats(
-    #[values(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14)] format: usize,
+    #[values(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)] format: usize,
     #[values(1, 3, 5, 40)] m: usize,
     #[values(false, true)] transposed: bool,
 ) {
@@ -316,7 +330,11 @@ fn rounded_products_give_the_same_bits_everywhere() {
 /// Blocks of any bytes whose scales and offsets in f16 are these in turn.
 pub(super) fn any_blocks(format: BlockFormat, [rows, blocks]: [usize; 2], halves: &[u16]) -> BlockMatrix {
     let at: &[usize] = match format {
-        BlockFormat::Q8_0 | BlockFormat::Q4_0 | BlockFormat::Q5_0 | BlockFormat::Iq4Nl => &[0],
+        BlockFormat::Q8_0
+        | BlockFormat::Q4_0
+        | BlockFormat::Q5_0
+        | BlockFormat::Iq4Nl
+        | BlockFormat::Iq4Xs => &[0],
         BlockFormat::Mxfp4 | BlockFormat::Nf4 | BlockFormat::Nf3 | BlockFormat::Nf2 => &[],
         BlockFormat::Q4_1 | BlockFormat::Q5_1 | BlockFormat::Q4K | BlockFormat::Q5K => &[0, 2],
         BlockFormat::Q2K => &[80, 82],

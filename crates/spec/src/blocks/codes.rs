@@ -23,7 +23,7 @@ impl Levels {
             BlockFormat::Q2K => Self::Range(0, 3),
             BlockFormat::Q3K => Self::Range(-4, 3),
             BlockFormat::Q6K => Self::Range(-32, 31),
-            BlockFormat::Iq4Nl => Self::Table(&IQ4_NL_VALUES),
+            BlockFormat::Iq4Nl | BlockFormat::Iq4Xs => Self::Table(&IQ4_NL_VALUES),
             BlockFormat::Mxfp4 => Self::Table(&mxfp4::ASCENDING),
             BlockFormat::Nf4 => Self::Table(&NF4_VALUES),
             BlockFormat::Nf3 => Self::Table(&NF3_VALUES[..8]),
@@ -106,6 +106,11 @@ fn put(format: BlockFormat, codes: &[u8], block: &mut [u8]) {
                 at(32, &two_bits_of_256(q));
             }
             BlockFormat::Q4K => at(16, &halves_of_256(q)),
+            BlockFormat::Iq4Xs => {
+                for (group, q) in q.as_chunks().0.iter().enumerate() {
+                    at(8 + 16 * group, &halves_of_32(q));
+                }
+            }
             BlockFormat::Q5K => {
                 at(16, &bits_of_256(q, 4));
                 at(48, &halves_of_256(q));

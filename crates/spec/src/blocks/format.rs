@@ -332,6 +332,28 @@ impl Format for Iq4Nl {
     }
 }
 
+/// f16 factor of eight scales of 6 bits, their high two bits, their low four bits, and halves: the sixteen bytes of each
+/// group of 32 elements as in [`Iq4Nl`].
+#[derive(Clone, Copy, Debug)]
+pub struct Iq4Xs;
+
+impl Format for Iq4Xs {
+    const LEN: usize = 256;
+    const BYTES: usize = 136;
+    const HAS_OFFSET: bool = false;
+
+    #[inline(always)]
+    fn chunk(block: &[u8], chunk: usize) -> Chunk {
+        let Some(block) = block.first_chunk::<136>() else { return Chunk::ZERO };
+        let group = chunk / 2;
+        let low = block[4 + group / 2] >> (4 * (group % 2)) & 15;
+        let high = block[2 + group / 4] >> (2 * (group % 4)) & 3;
+        let q = numbered(&part(block, 8 + 16 * group), chunk % 2 == 1, &IQ4_NL_VALUES);
+        let scale = f16(block[0], block[1]) * f32::from((low | high << 4).cast_signed() - 32);
+        Chunk { q, scale, offset: 0.0 }
+    }
+}
+
 /// The sixteen values of [`Nf4`]: those of QLoRA's NormalFloat (Dettmers et al. 2023, appendix E), times 127.
 pub const NF4_VALUES: [i8; 16] = [-127, -88, -67, -50, -36, -23, -12, 0, 10, 20, 31, 43, 56, 71, 92, 127];
 /// The eight values of [`Nf3`], twice: of least squared error for blocks of 32 normal numbers, each with its best
@@ -500,6 +522,10 @@ macro_rules! with_block_format {
             }
             $crate::blocks::BlockFormat::Iq4Nl => {
                 type $F = $crate::blocks::format::Iq4Nl;
+                $body
+            }
+            $crate::blocks::BlockFormat::Iq4Xs => {
+                type $F = $crate::blocks::format::Iq4Xs;
                 $body
             }
         }

@@ -85,6 +85,8 @@ pub enum BlockFormat {
     /// IQ4_NL: 4-bit indices into a table denser near zero, and an f16 scale for 32 elements: 4.5 bits per
     /// element.
     Iq4Nl,
+    /// IQ4_XS: the same indices, and a scale of 6 bits for 32 of 256 elements: 4.25 bits per element.
+    Iq4Xs,
     /// MXFP4: floats of 4 bits (E2M1) and a power of two for 32 elements: 4.25 bits per element (OCP Microscaling
     /// Formats 1.0, 2023).
     Mxfp4,
@@ -101,7 +103,7 @@ pub enum BlockFormat {
 
 impl BlockFormat {
     /// All formats.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Q8_0,
         Self::Q4_0,
         Self::Q4_1,
@@ -113,6 +115,7 @@ impl BlockFormat {
         Self::Q5K,
         Self::Q6K,
         Self::Iq4Nl,
+        Self::Iq4Xs,
         Self::Mxfp4,
         Self::Nf4,
         Self::Nf3,
@@ -133,6 +136,7 @@ impl BlockFormat {
             Self::Q5K => "Q5_K",
             Self::Q6K => "Q6_K",
             Self::Iq4Nl => "IQ4_NL",
+            Self::Iq4Xs => "IQ4_XS",
             Self::Mxfp4 => "MXFP4",
             Self::Nf4 => "NF4",
             Self::Nf3 => "NF3",
@@ -159,6 +163,7 @@ impl BlockFormat {
             Self::Q5K => 13,
             Self::Q6K => 14,
             Self::Iq4Nl => 20,
+            Self::Iq4Xs => 23,
             Self::Mxfp4 => 39,
             Self::Nf4 | Self::Nf3 | Self::Nf2 => return None,
         })
@@ -204,7 +209,7 @@ impl BlockFormat {
     pub fn fitting(self, columns: usize) -> Option<Self> {
         let fits = |format: &Self| columns.is_multiple_of(format.block_len());
         let instead = match self {
-            Self::Q2K | Self::Q3K => Self::Iq4Nl,
+            Self::Q2K | Self::Q3K | Self::Iq4Xs => Self::Iq4Nl,
             Self::Q4K => Self::Q5_0,
             Self::Q5K => Self::Q5_1,
             _ => Self::Q8_0,

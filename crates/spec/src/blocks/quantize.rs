@@ -46,6 +46,7 @@ pub(super) fn extend(
             (BlockFormat::Q5K, _, Some(values)) => {
                 quantize_k::groups_of_32(values, of_super_block, 31.0, bytes)
             }
+            (BlockFormat::Iq4Xs, _, Some(values)) => groups_from_table(values, of_super_block, bytes),
             (BlockFormat::Q6K, _, Some(values)) => quantize_k::groups_of_16(values, of_super_block, bytes),
             // Every block has the full length.
             _ => Ok(()),
@@ -147,15 +148,50 @@ fn unsigned(values: &[f32; 32], most: f32, bytes: &mut Vec<u8>) -> Result<(), f3
     Ok(())
 }
 
-/// IQ4_NL: the scale with the least weighted error, with the squares as the reference's weights, the best of
-/// several initial ones (`quantize_row_iq4_nl_impl`).
+/// IQ4_NL, with the squares as the reference's weights (`quantize_row_iq4_nl_impl`).
 fn from_table(values: &[f32; 32], weights: &[f32; 32], bytes: &mut Vec<u8>) -> Result<(), f32> {
+    // Scale zero: llama.cpp rounds 0 to the eighth value.
+    let scale = table_scale(values, weights);
+    push(scale, bytes)?;
+    pack(&values.map(|x| nearest(x * inverse(scale)) as u8), false, bytes);
+    Ok(())
+}
+
+/// IQ4_XS: the scales of eight groups as multiples of one factor, and the integers for the multiples (`quantize_row_iq4_nl_impl`).
+fn groups_from_table(
+    values: &[f32; 256],
+    importance: Option<&[f32; 256]>,
+    bytes: &mut Vec<u8>,
+) -> Result<(), f32> {
+    let spread = 2.0 * values.iter().map(|x| x * x).sum::<f32>() / 256.0;
+    let groups: &[[f32; 32]] = values.as_chunks().0;
+    let mut scales = [0.0_f32; 8];
+    for (g, (scale, x)) in scales.iter_mut().zip(groups).enumerate() {
+        let weights = std::array::from_fn(|i| match importance {
+            Some(importance) => importance[32 * g + i] * (spread + x[i] * x[i]).sqrt(),
+            None => x[i] * x[i],
+        });
+        *scale = table_scale(x, &weights);
+    }
+    let largest = scales.iter().fold(0.0_f32, |max, &x| if x.abs() > max.abs() { x } else { max });
+    let factor = -largest / 32.0;
+    push(factor, bytes)?;
+    let steps = scales.map(|scale| (scale * inverse(factor)).round_ties_even().clamp(-32.0, 31.0));
+    let six_bits = steps.map(|step| (step as i8 + 32).cast_unsigned());
+    let high = (0..8).fold(0_u16, |bits, g| bits | u16::from(six_bits[g] >> 4) << (2 * g));
+    bytes.extend(high.to_le_bytes());
+    bytes.extend(six_bits.as_chunks().0.iter().map(|[low, high]| low & 15 | (high & 15) << 4));
+    for (x, step) in groups.iter().zip(steps) {
+        pack(&x.map(|x| nearest(x * inverse(factor * step)) as u8), false, bytes);
+    }
+    Ok(())
+}
+
+/// The scale of the least weighted error, the best of several initial ones.
+fn table_scale(values: &[f32; 32], weights: &[f32; 32]) -> f32 {
     let max = values.iter().fold(0.0_f32, |max, &x| if x.abs() > max.abs() { x } else { max });
     if max.abs() < 1e-15 {
-        // Scale zero; llama.cpp rounds 0 to the eighth value.
-        push(0.0, bytes)?;
-        bytes.extend([0x88; 16]);
-        return Ok(());
+        return 0.0;
     }
     let sums = |inverse: f32| {
         values.iter().zip(weights).fold((0.0_f32, 0.0_f32), |(qx, qq), (&x, &w)| {
@@ -174,9 +210,7 @@ fn from_table(values: &[f32; 32], weights: &[f32; 32], bytes: &mut Vec<u8>) -> R
             best = scale * qx;
         }
     }
-    push(scale, bytes)?;
-    pack(&values.map(|x| nearest(x * inverse(scale)) as u8), false, bytes);
-    Ok(())
+    scale
 }
 
 /// The index of the table's value nearest to `x`.

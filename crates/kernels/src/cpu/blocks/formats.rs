@@ -4,8 +4,8 @@ use super::super::buffer;
 use super::super::simd::{LANES, Simd};
 use super::input::{Large, Quad};
 use lowrank_spec::blocks::format::{
-    IQ4_NL_VALUES, Iq4Nl, MXFP4_VALUES, Mxfp4, NF2_VALUES, NF3_VALUES, NF4_VALUES, Nf2, Nf3, Nf4, Q2K, Q3K,
-    Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, half_power,
+    IQ4_NL_VALUES, Iq4Nl, Iq4Xs, MXFP4_VALUES, Mxfp4, NF2_VALUES, NF3_VALUES, NF4_VALUES, Nf2, Nf3, Nf4, Q2K,
+    Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, half_power,
 };
 
 /// A format as products with rounded inputs take it.
@@ -311,10 +311,18 @@ trait Superblock {
     type Block: 'static;
     /// The chunk of sixteen elements in each quarter of the four vectors.
     const ORDER: [u8; LANES];
+    /// Whether weights are up to 255, and not 127.
+    const WIDE: bool;
 
     fn blocks(bytes: &[u8]) -> &[Self::Block];
 
     fn weights<S: Simd>(simd: S, block: &Self::Block) -> Super<S>;
+}
+
+#[inline(always)]
+fn dot<S: Simd, F: Superblock>(simd: S, w: S::B, x: &[u8; 64]) -> S::U {
+    let (zero, x) = (simd.splat_u(0), simd.bytes(x));
+    if F::WIDE { simd.dot_any(zero, w, x) } else { simd.dot(zero, w, x) }
 }
 
 #[inline(always)]
@@ -342,15 +350,14 @@ fn large_rows<S: Simd, F: Superblock, const R: usize, const M: usize>(
             while m < M {
                 let x = &x[m][step];
                 let scales = simd.mul(w.scales, simd.load(&x.scales));
-                let zero = simd.splat_u(0);
                 let mut sum = simd.fma(w.offsets, simd.load(&x.sums), sums[r][m]);
-                let words = simd.dot(zero, w.q[0], simd.bytes(&x.q[0]));
+                let words = dot::<S, F>(simd, w.q[0], &x.q[0]);
                 sum = simd.fma(simd.from_words(words), simd.spread::<0>(scales), sum);
-                let words = simd.dot(zero, w.q[1], simd.bytes(&x.q[1]));
+                let words = dot::<S, F>(simd, w.q[1], &x.q[1]);
                 sum = simd.fma(simd.from_words(words), simd.spread::<1>(scales), sum);
-                let words = simd.dot(zero, w.q[2], simd.bytes(&x.q[2]));
+                let words = dot::<S, F>(simd, w.q[2], &x.q[2]);
                 sum = simd.fma(simd.from_words(words), simd.spread::<2>(scales), sum);
-                let words = simd.dot(zero, w.q[3], simd.bytes(&x.q[3]));
+                let words = dot::<S, F>(simd, w.q[3], &x.q[3]);
                 sum = simd.fma(simd.from_words(words), simd.spread::<3>(scales), sum);
                 sums[r][m] = sum;
                 m += 1;
@@ -363,10 +370,11 @@ fn large_rows<S: Simd, F: Superblock, const R: usize, const M: usize>(
 }
 
 macro_rules! large {
-    ($Format:ident, $bytes:literal, $order:expr, $weights:expr) => {
+    ($Format:ident, $bytes:literal, $order:expr, wide $wide:literal, $weights:expr) => {
         impl Superblock for $Format {
             type Block = [u8; $bytes];
             const ORDER: [u8; LANES] = $order;
+            const WIDE: bool = $wide;
 
             #[inline(always)]
             fn blocks(bytes: &[u8]) -> &[Self::Block] {
@@ -406,13 +414,17 @@ const BY_HALVES: [u8; LANES] = [0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14
 /// Four groups of 32 elements share 32 bytes: the first vector has the first group of each half of the block.
 const BY_BITS: [u8; LANES] = [0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15];
 
+/// The sixteen bytes of each group of 32 elements: the low halves of four groups, then the high ones.
+const BY_GROUPS: [u8; LANES] = [0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15];
+
 const IN_ORDER: [u8; LANES] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
 
-large!(Q4K, 144, BY_HALVES, q4_k);
-large!(Q5K, 176, BY_HALVES, q5_k);
-large!(Q6K, 210, IN_ORDER, q6_k);
-large!(Q2K, 84, BY_BITS, q2_k);
-large!(Q3K, 110, BY_BITS, q3_k);
+large!(Q4K, 144, BY_HALVES, wide false, q4_k);
+large!(Q5K, 176, BY_HALVES, wide false, q5_k);
+large!(Q6K, 210, IN_ORDER, wide false, q6_k);
+large!(Iq4Xs, 136, BY_GROUPS, wide true, iq4_xs);
+large!(Q2K, 84, BY_BITS, wide false, q2_k);
+large!(Q3K, 110, BY_BITS, wide false, q3_k);
 
 /// Four bytes of a block.
 #[inline(always)]
@@ -481,6 +493,36 @@ fn q6_k<S: Simd>(simd: S, block: &[u8; 210]) -> Super<S> {
     ];
     let scales = simd.mul(simd.splat_f16(half(block, 208)), simd.pick_i8(bytes(block, 192), &IN_ORDER));
     Super { q, scales, offsets: simd.mul(scales, simd.splat(-32.0)) }
+}
+
+/// [`IQ4_NL_VALUES`], each plus 128.
+const IQ4_NL_UNSIGNED: [i8; 16] = {
+    let mut values = IQ4_NL_VALUES;
+    let mut i = 0;
+    while i < 16 {
+        values[i] = values[i].wrapping_add(-128);
+        i += 1;
+    }
+    values
+};
+
+#[inline(always)]
+fn iq4_xs<S: Simd>(simd: S, block: &[u8; 136]) -> Super<S> {
+    let (first, second) = (simd.bytes(bytes(block, 8)), simd.bytes(bytes(block, 72)));
+    let q = [
+        simd.look_up(&IQ4_NL_UNSIGNED, simd.field::<0, 0>(first, 15)),
+        simd.look_up(&IQ4_NL_UNSIGNED, simd.field::<4, 4>(first, 15)),
+        simd.look_up(&IQ4_NL_UNSIGNED, simd.field::<0, 0>(second, 15)),
+        simd.look_up(&IQ4_NL_UNSIGNED, simd.field::<4, 4>(second, 15)),
+    ];
+    let (low, high) = (word(block, 4), u32::from(half(block, 2)));
+    // The high bits of two groups in each byte.
+    let high = (high & 0xf) | (high & 0xf0) << 4 | (high & 0xf00) << 8 | (high & 0xf000) << 12;
+    let even = (low & 0x0f0f_0f0f) | (high & 0x0303_0303) << 4;
+    let odd = (low >> 4 & 0x0f0f_0f0f) | (high >> 2 & 0x0303_0303) << 4;
+    let steps = simd.pick_i8(&sixteen([even, odd, 0, 0]), &[0, 4, 1, 5, 0, 4, 1, 5, 2, 6, 3, 7, 2, 6, 3, 7]);
+    let scales = simd.mul(simd.splat_f16(half(block, 0)), simd.sub(steps, simd.splat(32.0)));
+    Super { q, scales, offsets: simd.mul(scales, simd.splat(-128.0)) }
 }
 
 /// Bits `2·i` and `2·i + 1` of all bytes in vector `i`.

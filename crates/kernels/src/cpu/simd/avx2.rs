@@ -142,6 +142,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     type B = Words;
     const TILE_ROWS: usize = 6;
     const TILE_VECTORS: usize = 1;
+    const DOTS_ANY: bool = VNNI;
 
     #[inline(always)]
     fn call<K: Kernel>(self, kernel: K) -> K::Output {

@@ -66,9 +66,9 @@ unsafe fn dot_signed_vnni(w: [__m512i; 2], x: [__m512i; 2], start: __m512i) -> _
     }
 }
 
-/// Defines a token of these features, which sums products of bytes by `$dot` and `$dot_signed`.
+/// Defines a token of these features, which sums products of bytes by `$dot`, of any bytes or not, and `$dot_signed`.
 macro_rules! implement {
-    ($Token:ident, $is_available:ident, $run:ident, $features:literal, [$($feature:tt)*], $dot:ident, $dot_signed:ident) => {
+    ($Token:ident, $is_available:ident, $run:ident, $features:literal, [$($feature:tt)*], $dot:ident, $dot_signed:ident, $dots_any:literal) => {
         /// Proof that the machine has the features.
         #[derive(Clone, Copy)]
         pub(super) struct $Token(());
@@ -93,6 +93,7 @@ macro_rules! implement {
             type B = __m512i;
             const TILE_ROWS: usize = 14;
             const TILE_VECTORS: usize = 2;
+            const DOTS_ANY: bool = $dots_any;
 
             #[inline(always)]
             fn call<K: Kernel>(self, kernel: K) -> K::Output {
@@ -427,7 +428,8 @@ implement!(
     "avx512f,avx512bw,avx,avx2,fma",
     ["avx512f" "avx512bw" "fma"],
     dot,
-    dot_signed
+    dot_signed,
+    false
 );
 implement!(
     Avx512Vnni,
@@ -436,5 +438,6 @@ implement!(
     "avx512f,avx512bw,avx512vnni,avx,avx2,fma",
     ["avx512f" "avx512bw" "avx512vnni" "fma"],
     dot_vnni,
-    dot_signed_vnni
+    dot_signed_vnni,
+    true
 );

@@ -31,6 +31,8 @@ pub(crate) trait Simd: Copy {
     const TILE_ROWS: usize;
     /// Vectors across that tile.
     const TILE_VECTORS: usize;
+    /// Whether [`dot`](Simd::dot) takes a `w` of up to 255.
+    const DOTS_ANY: bool;
 
     /// Runs a kernel as a separate function, compiled once instead of at every call site.
     fn call<K: Kernel>(self, kernel: K) -> K::Output;
@@ -114,6 +116,16 @@ pub(crate) trait Simd: Copy {
     fn look_up(self, table: &[i8; 16], index: Self::B) -> Self::B;
     /// Adds sums of four neighbouring products to words: `w` is at most 127 and `x` has signs.
     fn dot(self, sums: Self::U, w: Self::B, x: Self::B) -> Self::U;
+    /// The same for a `w` of up to 255; no `x` is -128.
+    #[inline(always)]
+    fn dot_any(self, sums: Self::U, w: Self::B, x: Self::B) -> Self::U {
+        if Self::DOTS_ANY {
+            return self.dot(sums, w, x);
+        }
+        // Two products of 128 are at most 2·128·127, which is below 2¹⁵.
+        let top = self.field::<0, 0>(w, 128);
+        self.dot(self.dot(sums, self.field::<0, 0>(w, 127), x), top, x)
+    }
     /// Sums of four neighbouring products, over two vectors, of bytes that both have signs; no `x` is -128. `start` is
     /// -128 times the sums of four neighbours of `x`, over both.
     fn dot_signed(self, w: [Self::B; 2], x: [Self::B; 2], start: Self::U) -> Self::U;

@@ -25,6 +25,7 @@ impl Simd for Portable {
     type B = [u8; 64];
     const TILE_ROWS: usize = 4;
     const TILE_VECTORS: usize = 1;
+    const DOTS_ANY: bool = true;
 
     #[inline(always)]
     fn call<K: Kernel>(self, kernel: K) -> K::Output {

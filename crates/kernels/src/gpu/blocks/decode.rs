@@ -30,13 +30,13 @@ fn has_offset(format: BlockFormat) -> bool {
 
 /// Whether everything that is read in words begins at a multiple of four bytes.
 fn is_aligned(format: BlockFormat) -> bool {
-    has_offset(format)
+    has_offset(format) || format == BlockFormat::Iq4Xs
 }
 
 /// The table that codes number the values of.
 fn table(format: BlockFormat) -> Option<&'static [i8; 16]> {
     match format {
-        BlockFormat::Iq4Nl => Some(&IQ4_NL_VALUES),
+        BlockFormat::Iq4Nl | BlockFormat::Iq4Xs => Some(&IQ4_NL_VALUES),
         BlockFormat::Mxfp4 => Some(&MXFP4_VALUES),
         BlockFormat::Nf4 => Some(&NF4_VALUES),
         BlockFormat::Nf3 => Some(&NF3_VALUES),
@@ -167,6 +167,13 @@ pub(super) fn affine(
         let two = (byte_at(words, block + 104 + chunk % 4) >> (2 * (chunk / 4)) as u32) & 3u32;
         let scale = ((four | (two << 4u32)) as f32) - 32.0;
         Affine { scale: f16_at(words, block + 108) * scale, offset: 0.0f32.runtime() }
+    } else if comptime!(matches!(format, BlockFormat::Iq4Xs)) {
+        let group = chunk / 2;
+        let both = words[block / 4];
+        let four = (words[block / 4 + 1] >> (4 * group) as u32) & 15u32;
+        let two = (both >> (16 + 2 * group) as u32) & 3u32;
+        let scale = ((four | (two << 4u32)) as f32) - 32.0;
+        Affine { scale: f16(both & 0xffffu32) * scale, offset: 0.0f32.runtime() }
     } else if comptime!(matches!(format, BlockFormat::Q6K)) {
         let scale = ((byte_at(words, block + 192 + chunk) ^ 128u32) as f32) - 128.0;
         Affine { scale: f16_at(words, block + 208) * scale, offset: 0.0f32.runtime() }
@@ -196,6 +203,9 @@ pub(super) fn codes(words: &Array<u32>, block: usize, quad: usize, #[comptime] f
         BlockFormat::Q4_0 | BlockFormat::Q4_1 | BlockFormat::Iq4Nl | BlockFormat::Mxfp4 | BlockFormat::Nf4
     )) {
         (word_at(words, block + low + at, aligned) >> (4 * chunk) as u32) & 0x0f0f_0f0fu32
+    } else if comptime!(format == BlockFormat::Iq4Xs) {
+        let word = word_at(words, block + 8 + 16 * (chunk / 2) + at, aligned);
+        (word >> (4 * (chunk % 2)) as u32) & 0x0f0f_0f0fu32
     } else if comptime!(matches!(format, BlockFormat::Q5_0 | BlockFormat::Q5_1)) {
         let four = (word_at(words, block + low + at, aligned) >> (4 * chunk) as u32) & 0x0f0f_0f0fu32;
         let fifth = word_at(words, block + comptime!(high_at(format)), aligned) >> (4 * quad) as u32;
