@@ -145,6 +145,7 @@ fn factors_with_pivots_are_used_everywhere(#[case] name: &str) {
     };
     let (report, out) = make("pivots", &["--pivots"]);
     assert!(report["layers"]["ratio"].as_f64().unwrap() >= 0.2);
+    assert_eq!(json_of(&["inspect", s(&out)])["parameters"], report["model"]["after"]);
     let (plain, _) = make("plain", &[]);
     let ranks = |report: &Value| -> u64 {
         let modules = report["modules"].as_array().unwrap();

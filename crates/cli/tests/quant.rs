@@ -7,6 +7,7 @@ mod common;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use lowrank_checkpoint::{Checkpoint, FloatType, HostTensor, write_safetensors};
 use rstest::rstest;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -342,6 +343,32 @@ fn a_budget_below_the_smallest_formats_is_met_by_factors() {
     let bytes = fs::metadata(small.join("model.safetensors")).unwrap().len();
     assert!(bytes <= below.parse().unwrap() && report["file"]["after"] == bytes);
     assert!(perplexity(&small, None).is_finite());
+}
+
+/// A copy of a tied table is not written, whatever the type of the other tensors.
+#[test]
+fn a_budget_does_not_count_a_copy_of_the_table() {
+    let (dir, copied) = (tempfile::tempdir().unwrap(), copy("llama-tied"));
+    let model = copied.path();
+    let dense = Checkpoint::open(fixture("llama-tied")).unwrap();
+    let tensor = |name: &str, stored: &str| {
+        HostTensor::new(name, dense.info(stored).unwrap().shape.clone(), dense.read_f32(stored).unwrap())
+    };
+    let table = "model.embed_tokens.weight";
+    let tensors = dense.names().map(|name| tensor(name, name)).chain([tensor("lm_head.weight", table)]);
+    let file = model.join("model.safetensors");
+    write_safetensors(&file, tensors.collect(), FloatType::F32, &Default::default()).unwrap();
+    let compress = |bytes: &str| {
+        let out = dir.path().join("small");
+        let args = ["compress", "--model", s(model), "--method", "quant", "--dtype", "f16", "--bytes", bytes];
+        let output = lowrank(&[&args[..], &["-o", s(&out)]].concat()).output().unwrap();
+        (String::from_utf8(output.stderr).unwrap(), out.join("model.safetensors"))
+    };
+    let (refused, _) = compress("1K");
+    let least = refused.split("at least ").nth(1).and_then(|rest| rest.split(',').next()).unwrap();
+    let (said, written) = compress(least);
+    let bytes = fs::metadata(written).unwrap().len();
+    assert!(bytes <= least.parse().unwrap(), "{bytes} for {least}: {said}");
 }
 
 /// A head is trained in f32 beside a base in blocks, whatever the type of the file.

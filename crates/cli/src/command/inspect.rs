@@ -381,7 +381,7 @@ fn model(path: &Path) -> Result<Value> {
                 Some((format, &[rows, bytes])) if info.dtype == Dtype::U8 => {
                     (vec![rows, bytes / format.block_bytes() * format.block_len()], format.name())
                 }
-                _ => (info.shape.clone(), info.dtype.name()),
+                _ => (stored_shape(&section, name, &info.shape), info.dtype.name()),
             };
             if !is_buffer(name) {
                 parameters += shape.iter().product::<usize>();
@@ -399,6 +399,18 @@ fn model(path: &Path) -> Result<Value> {
 fn read_config(path: &Path) -> Option<Map<String, Value>> {
     serde_json::from_slice(&lowrank_checkpoint::read_file_within(path.join("config.json"), 64 << 20).ok()?)
         .ok()
+}
+
+/// The shape in the file: a factor with pivots lacks the rows of the identity, which its reader adds.
+fn stored_shape(section: &LowrankSection, name: &str, shape: &[usize]) -> Vec<usize> {
+    let entry = WeightPart::parse(name).filter(|(_, part)| *part == WeightPart::FactorB);
+    let has_pivots = entry
+        .and_then(|(module, _)| section.find(module))
+        .is_some_and(|(_, entry)| entry.representation.is_pivoted());
+    match *shape {
+        [rows, rank] if has_pivots => vec![rows - rank.min(rows), rank],
+        _ => shape.to_vec(),
+    }
 }
 
 /// The block format of a tensor.

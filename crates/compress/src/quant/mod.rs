@@ -69,22 +69,21 @@ fn run(
         Goal::Bytes { bytes, with_correction } => {
             let (candidates, known) =
                 candidates(plan, *with_correction, calibrator, measure, staged, progress)?;
+            let too_few = |least: u64| CompressError::Option {
+                option: "bytes",
+                value: bytes.to_string(),
+                expected: format!("at least {least}, which the smallest formats and the other tensors take"),
+            };
             let room = bytes.saturating_sub(plan.other_bytes());
             let chosen = budget::choose(&candidates, room).ok_or_else(|| {
                 let least: u64 = candidates.iter().filter_map(|of| of.iter().map(|c| c.bytes).min()).sum();
-                CompressError::Option {
-                    option: "bytes",
-                    value: bytes.to_string(),
-                    expected: format!(
-                        "at least {}, which the smallest formats and the other tensors take",
-                        least + plan.other_bytes()
-                    ),
-                }
+                too_few(least + plan.other_bytes())
             })?;
             let targets: Vec<Target> = chosen.iter().zip(&candidates).map(|(&i, of)| of[i].target).collect();
             // The diagonals are known; whole Gram matrices are computed again, for corrections and for error
             // feedback.
-            write::write(plan, &targets, staged, calibrator, Some(&known), progress)
+            let report = write::write(plan, &targets, staged, calibrator, Some(&known), progress)?;
+            if report.file.after > *bytes { Err(too_few(report.file.after)) } else { Ok(report) }
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use lowrank_checkpoint::Checkpoint;
+use lowrank_checkpoint::{Checkpoint, TensorInfo};
 use lowrank_spec::blocks::BlockFormat;
 use serde_json::{Map, Value};
 
@@ -141,8 +141,10 @@ impl<'a> QuantPlan<'a> {
     /// Bytes of the file other than the selected weights.
     pub(crate) fn other_bytes(&self) -> u64 {
         let left_out = self.checkpoint.names().filter(|name| self.is_left_out(name));
-        let left_out: usize =
-            left_out.filter_map(|name| self.checkpoint.info(name)).map(|info| info.byte_size()).sum();
+        let size = |info: &TensorInfo| {
+            info.numel() * folder::output_dtype(info.dtype, self.options.dtype, false).size()
+        };
+        let left_out: usize = left_out.filter_map(|name| self.checkpoint.info(name)).map(size).sum();
         // Metadata and the padding of the header.
         (self.sizes.other_bytes + 512).saturating_sub(left_out as u64)
     }
