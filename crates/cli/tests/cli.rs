@@ -425,6 +425,22 @@ fn a_regression_task_from_files_of_ones_own() {
 }
 
 #[test]
+fn a_regression_of_several_numbers_is_predicted_and_not_evaluated() {
+    let model = copy("bert-cls");
+    edit(&model.path().join("config.json"), |config| config["problem_type"] = "regression".into());
+    let row = &json_of(&["predict", "--model", s(model.path()), "--text", "the cat"])["rows"][0];
+    let logits: Vec<f64> =
+        row["logits"].as_array().unwrap().iter().map(|logit| logit.as_f64().unwrap()).collect();
+    assert_eq!(row["score"], logits.iter().copied().fold(f64::NEG_INFINITY, f64::max));
+    let rows = model.path().join("dev.tsv");
+    fs::write(&rows, "text\tlabel\nthe cat\t0.5\na dog\t1.5\n").unwrap();
+    fails(
+        &["evaluate", "--model", s(model.path()), "--dev", s(&rows)],
+        "the model predicts 3 numbers for a text, and rows have one",
+    );
+}
+
+#[test]
 fn merging_keeps_the_predictions() {
     let (model, adapter) = (fixture("bert-cls"), fixture("peft-bert-lora"));
     let out = tempfile::tempdir().unwrap();

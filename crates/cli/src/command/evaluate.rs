@@ -208,6 +208,11 @@ fn of_file(loaded: &Loaded<Inner>, file: &Path) -> Result<Rows> {
         let space = match config.problem {
             Problem::SingleLabel => LabelSpace::Classes(labels),
             Problem::MultiLabel => LabelSpace::Sets(labels),
+            Problem::Regression if labels.len() > 1 => bail!(
+                "{}: the model predicts {} numbers for a text, and rows have one; evaluate a model with one output",
+                file.display(),
+                labels.len()
+            ),
             Problem::Regression => LabelSpace::Score,
         };
         let set = read_labelled(&name, file, &space)?;

@@ -96,7 +96,8 @@ fn classes(
         .map(|(i, logits)| {
             let class = argmax(i, logits)? as usize;
             let (label, score) = match config.problem {
-                Problem::Regression => (config.labels[0].clone(), f64::from(logits[0])),
+                // Of several numbers the largest, as in transformers' pipeline.
+                Problem::Regression => (config.labels[class].clone(), f64::from(logits[class])),
                 Problem::SingleLabel => (config.labels[class].clone(), probability(logits, class)),
                 Problem::MultiLabel => return multi_label(i, &config.labels, logits, class),
             };

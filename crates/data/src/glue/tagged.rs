@@ -267,6 +267,11 @@ fn json_row(row: usize, value: &Value) -> Result<RawRow, String> {
     let words = words.ok_or_else(|| format!("'{word_key}' is not a list of strings"))?;
     let tags: Option<Vec<String>> = tags.iter().map(name).collect();
     let tags = tags.ok_or_else(|| format!("'{tag_key}' is not a list of names or whole numbers"))?;
+    if tags.iter().any(|tag| tag == "-100") {
+        return Err(format!(
+            "-100 in '{tag_key}', which marks pieces that do not count; give whole words and a tag for each"
+        ));
+    }
     if words.len() != tags.len() || words.is_empty() {
         return Err(format!(
             "{} words in '{word_key}' and {} tags in '{tag_key}'; expected one tag for each word",
@@ -388,6 +393,7 @@ mod tests {
     )]
     #[case("a.jsonl", "{\"tokens\":[],\"tags\":[]}\n", "a.jsonl:1: 0 words in 'tokens'")]
     #[case("a.jsonl", "{\"tokens\":[\"a\"],\"tags\":[null]}\n", "'tags' is not a list of names")]
+    #[case("a.jsonl", "{\"tokens\":[\"a\", \"b\"],\"labels\":[0, -100]}\n", "a.jsonl:1: -100 in 'labels'")]
     #[case("a.jsonl", "{\"tokens\":[\"a\"]}\n", "a.jsonl:1: no list 'tags'")]
     fn bad_rows_are_named(#[case] name: &str, #[case] text: &str, #[case] part: &str) {
         let (_dir, paths) = written(&[(name, text)]);

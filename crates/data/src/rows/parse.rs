@@ -87,7 +87,12 @@ fn check_columns(object: &Map<String, Value>, is_text: bool) -> Result<(), Strin
         return Err(format!("the row has '{key}', and only text is supported; remove the row"));
     }
     // `false` marks a bad answer, and `true` asks for another objective.
-    let kto = ["kto_tag", "label"].into_iter().find(|key| object.get(*key).is_some_and(Value::is_boolean));
+    let is_kto = |key: &&str| match object.get(*key) {
+        Some(Value::Bool(_)) => true,
+        Some(Value::Number(_)) => *key == "kto_tag",
+        _ => false,
+    };
+    let kto = ["kto_tag", "label"].into_iter().find(is_kto);
     let others = ["rejected_response", "rejected_messages"];
     if let Some(key) = kto.or_else(|| others.iter().find(is_given).copied()) {
         return Err(format!("'{key}' is not supported; give preferences as prompt, chosen and rejected"));

@@ -458,6 +458,7 @@ fn columns_that_change_a_rows_meaning_are_refused() {
     for (column, part) in [
         (r#""images": ["1.jpg"]"#, "the row has 'images', and only text is supported"),
         (r#""kto_tag": false"#, "'kto_tag' is not supported"),
+        (r#""kto_tag": 0"#, "'kto_tag' is not supported"),
         (r#""rejected_response": "no""#, "'rejected_response' is not supported"),
     ] {
         refused("a.jsonl", &format!(r#"{{"prompt": "a", "completion": "b", {column}}}"#), part);
