@@ -24,7 +24,7 @@ pub fn rows(path: &Path) {
 
 /// A file of a classifier's rows (`.tsv`, `.jsonl`), or of tagged words.
 pub fn table(path: &Path) {
-    match read_custom("fuzz", path, path) {
+    match read_custom("fuzz", path, path, &[]) {
         Ok((train, dev)) => assert_eq!(train.examples(), dev.examples()),
         Err(error) => check(&error),
     }

@@ -45,13 +45,19 @@ struct RawRows<'a> {
 ///
 /// The labels are those of the train file. If all of them are numbers and one is written with a point or an exponent
 /// (`2.0`), the task is a regression; with `labels` a row has any number of them; otherwise every distinct label is a
-/// class. Integers are in numeric order and names in byte order. Metrics: [`LabelSpace::metrics`].
+/// class. Integers are in numeric order and names in byte order. Rows of 0 and 1 for every class have the names of `known`, a
+/// model's labels, if there are as many. Metrics: [`LabelSpace::metrics`].
 ///
 /// # Errors
 /// A missing file or column, a row without text or label, a label of the dev file that the train file lacks,
 /// fewer than two classes, a text pair in only one of the files, bytes that are not UTF-8. Each error names
 /// file and row.
-pub fn read_custom(name: &str, train: &Path, dev: &Path) -> Result<(GlueDataset, GlueDataset)> {
+pub fn read_custom(
+    name: &str,
+    train: &Path,
+    dev: &Path,
+    known: &[String],
+) -> Result<(GlueDataset, GlueDataset)> {
     let (train, dev) = (RawRows::read(train)?, RawRows::read(dev)?);
     if train.has_pair != dev.has_pair {
         let (with, without) = if train.has_pair { (train.path, dev.path) } else { (dev.path, train.path) };
@@ -62,7 +68,7 @@ pub fn read_custom(name: &str, train: &Path, dev: &Path) -> Result<(GlueDataset,
             remedy: format!("'{}' has one, and both files must agree", with.display()),
         });
     }
-    let space = label_space(&train)?;
+    let space = label_space(&train, known)?;
     let width = train.indicator_width();
     let same = |label: &str| Ok(space.names().iter().position(|name| name == label));
     let expected = "a label of the train file";
@@ -165,16 +171,20 @@ impl<'a> RawRows<'a> {
                 },
                 (LabelSpace::Classes(_), RawLabel::One(label)) => Label::Class(one(raw.row, label)?),
                 (LabelSpace::Sets(_), label) => {
-                    let labels = match label {
-                        RawLabel::One(_) => {
+                    let named = |labels: &[String]| -> Result<Vec<u32>> {
+                        labels.iter().map(|label| one(raw.row, label)).collect()
+                    };
+                    let mut set = match (label, indicators) {
+                        (RawLabel::One(_), _) => {
                             let message = "has 'label' in a multi-label file; rename the column to 'labels'";
                             return Err(self.bad(raw.row, message.into()));
                         }
-                        RawLabel::Several(labels) => labels.clone(),
-                        RawLabel::Numbers(numbers) => self.classes_of(raw.row, numbers, indicators)?,
+                        (RawLabel::Several(labels), _) => named(labels)?,
+                        (RawLabel::Numbers(numbers), None) => named(&self.names_of(raw.row, numbers)?)?,
+                        (RawLabel::Numbers(numbers), Some(width)) => {
+                            self.indicated(raw.row, numbers, width)?
+                        }
                     };
-                    let set: Result<Vec<u32>> = labels.iter().map(|label| one(raw.row, label)).collect();
-                    let mut set = set?;
                     set.sort_unstable();
                     set.dedup();
                     Label::Set(set)
@@ -212,15 +222,16 @@ impl<'a> RawRows<'a> {
         Ok(GlueDataset::from_examples(spec, examples?))
     }
 
-    /// The names of the classes given by a list of numbers.
-    fn classes_of(&self, row: usize, numbers: &[f64], indicators: Option<usize>) -> Result<Vec<String>> {
-        if let Some(width) = indicators {
-            if numbers.len() != width || numbers.iter().any(|n| ![0.0, 1.0].contains(n)) {
-                return Err(self.bad(row, format!("'labels' is not 0 or 1 for each of the {width} classes")));
-            }
-            let set = numbers.iter().enumerate().filter(|(_, n)| **n == 1.0);
-            return Ok(set.map(|(class, _)| class.to_string()).collect());
+    /// The classes of a row that has 0 or 1 for each, whatever their names.
+    fn indicated(&self, row: usize, numbers: &[f64], width: usize) -> Result<Vec<u32>> {
+        if numbers.len() != width || numbers.iter().any(|n| ![0.0, 1.0].contains(n)) {
+            return Err(self.bad(row, format!("'labels' is not 0 or 1 for each of the {width} classes")));
         }
+        Ok((0..).zip(numbers).filter(|(_, n)| **n == 1.0).map(|(class, _)| class).collect())
+    }
+
+    /// The names of the classes given by a list of numbers.
+    fn names_of(&self, row: usize, numbers: &[f64]) -> Result<Vec<String>> {
         let name = |n: &f64| {
             (n.fract() == 0.0 && *n >= 0.0 && *n < f64::from(u32::MAX)).then(|| (*n as u32).to_string())
         };
@@ -352,10 +363,10 @@ fn json_label(row: &Value) -> Result<RawLabel, String> {
 }
 
 /// Determines the kind of the train file's labels.
-fn label_space(file: &RawRows<'_>) -> Result<LabelSpace> {
+fn label_space(file: &RawRows<'_>, known: &[String]) -> Result<LabelSpace> {
     let one = |row: &RawRow| if let RawLabel::One(label) = &row.label { Some(label.clone()) } else { None };
     let Some(labels) = file.rows.iter().map(one).collect::<Option<Vec<String>>>() else {
-        return Ok(LabelSpace::Sets(set_names(file)?));
+        return Ok(LabelSpace::Sets(set_names(file, known)?));
     };
     let distinct: BTreeSet<&str> = labels.iter().map(String::as_str).collect();
     if let Some(integers) = in_numeric_order(&distinct) {
@@ -388,16 +399,19 @@ pub(super) fn in_numeric_order(labels: &BTreeSet<&str>) -> Option<Vec<String>> {
 }
 
 /// The labels of rows with any number of them.
-fn set_names(file: &RawRows<'_>) -> Result<Vec<String>> {
+fn set_names(file: &RawRows<'_>, known: &[String]) -> Result<Vec<String>> {
     let width = file.indicator_width();
     if let Some(width) = width {
+        if known.len() == width {
+            return Ok(known.to_vec());
+        }
         return Ok((0..width).map(|class| class.to_string()).collect());
     }
     let mut all = BTreeSet::new();
     for row in &file.rows {
         match &row.label {
             RawLabel::Several(names) => all.extend(names.iter().cloned()),
-            RawLabel::Numbers(numbers) => all.extend(file.classes_of(row.row, numbers, None)?),
+            RawLabel::Numbers(numbers) => all.extend(file.names_of(row.row, numbers)?),
             RawLabel::One(_) => {}
         }
     }
@@ -425,7 +439,7 @@ mod tests {
         let (a, b) = (dir.path().join(train.0), dir.path().join(dev.0));
         std::fs::write(&a, train.1).unwrap();
         std::fs::write(&b, dev.1).unwrap();
-        read_custom("own", &a, &b)
+        read_custom("own", &a, &b, &[])
     }
 
     fn labels(set: &GlueDataset) -> Vec<Label> {
@@ -499,6 +513,24 @@ mod tests {
         .unwrap();
         assert_eq!(train.spec().labels, named(&["0", "1", "2"]));
         assert_eq!((labels(&train), labels(&dev)), (vec![set(&[0]), set(&[1, 2])], vec![set(&[0, 2])]));
+    }
+
+    /// The classes of 0 and 1 are those of a model's outputs, in their order.
+    #[test]
+    fn indicators_are_by_position() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.jsonl");
+        std::fs::write(&path, "{\"text\":\"a\",\"labels\":[0,1,0]}\n{\"text\":\"b\",\"labels\":[1.0,0,1]}\n")
+            .unwrap();
+        for names in [["joy", "rain", "sea"], ["1", "2", "3"], ["2", "1", "0"]] {
+            let names = names.map(str::to_owned).to_vec();
+            let set = read_labelled("a", &path, &LabelSpace::Sets(names)).unwrap();
+            assert_eq!(labels(&set), [Label::Set(vec![1]), Label::Set(vec![0, 2])]);
+            let (train, _) = read_custom("a", &path, &path, set.spec().labels.names()).unwrap();
+            assert_eq!((&train.spec().labels, labels(&train)), (&set.spec().labels, labels(&set)));
+            let (other, _) = read_custom("a", &path, &path, &["joy".into()]).unwrap();
+            assert_eq!(other.spec().labels.names(), ["0", "1", "2"]);
+        }
     }
 
     #[test]

@@ -53,7 +53,9 @@ pub(super) fn run(
     let start = classifier_config(&weights, adapter.as_deref())?;
     let is_other = HeadLevel::named(start.raw()).is_some_and(|stored| stored != level);
     let trained: &[String] = if is_other { &[] } else { &start.labels };
-    let (spec, read) = read_spec(args, trained)?;
+    // Rows of 0 and 1 for each class do not name a model's single labels.
+    let is_named = level == HeadLevel::Token || start.problem == Problem::MultiLabel;
+    let (spec, read) = read_spec(args, if is_named { trained } else { &[] })?;
     if let Some(weights) = &args.class_weights {
         weights.check(&spec.labels)?;
     }

@@ -68,7 +68,8 @@ pub(super) fn level(args: &Args) -> Result<HeadLevel> {
     })
 }
 
-/// Reads the rows; tags are numbered as in `known`, the labels of a token head, if these cover them all.
+/// Reads the rows; `known` are the labels of a token head, by which tags are numbered if they cover them all, or of a
+/// multi-label one, for rows of 0 and 1 for each class.
 pub(super) fn read_spec(args: &Args, known: &[String]) -> Result<(TaskSpec, Source)> {
     if args.task == Some(TaskName::Images) {
         return read_images(args);
@@ -91,7 +92,7 @@ pub(super) fn read_spec(args: &Args, known: &[String]) -> Result<(TaskSpec, Sour
         let spec = TaskSpec { name, task: None, metrics: labels.metrics(), labels, is_pair: true };
         return Ok((spec, Source::Questions { train, dev }));
     }
-    let (train, dev) = read_custom(&name, train, dev)?;
+    let (train, dev) = read_custom(&name, train, dev, known)?;
     Ok((train.spec().clone(), Source::Files { train, dev }))
 }
 
