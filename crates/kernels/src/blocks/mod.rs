@@ -24,8 +24,8 @@ pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 /// A frozen matrix quantized along its stored rows, or the transpose of one. A clone shares the bytes, and what a GPU
 /// has of them.
 ///
-/// Products with few rows round the input to 8 bits on CPUs, block by block, as llama.cpp does; see
-/// [`with_exact_products`](Self::with_exact_products). All others, and all that record gradients, multiply `f32` by
+/// Products with few rows round the input on CPUs, 32 elements with one scale, to two integers of 8 bits, of which llama.cpp
+/// has the first; see [`with_exact_products`](Self::with_exact_products). All others, and all that record gradients, multiply `f32` by
 /// the elements' values.
 #[derive(Clone)]
 pub struct BlockMatrix {
@@ -121,7 +121,7 @@ impl BlockMatrix {
         self
     }
 
-    /// The same matrix, with products that never round their input to 8 bits.
+    /// The same matrix, with products that never round their input.
     pub fn with_exact_products(mut self) -> Self {
         self.exact = true;
         self

@@ -268,13 +268,13 @@ fn products_are_those_of_the_floats(
         let exact = Weight::from(w.clone().with_exact_products());
         let y = values(exact.clone().linear(x.clone(), Some(bias.clone())));
         assert_close(&y, &expected, tolerance(k), &name);
-        // Rounding to 8 bits: 1/254 of the largest of 32 elements at most, in both directions.
+        // Rounding to 8 bits twice: 1/254 of 1/254 of the largest of 32 elements at most, in both directions.
         let rounded = values(Weight::from(w.clone()).linear(x.clone(), Some(bias.clone())));
         let rows = values(x.clone());
         let weights = values(floats.clone().float().unwrap().clone());
         for (i, (y, expected)) in rounded.iter().zip(&expected).enumerate() {
             let (row, column) = (i / n, i % n);
-            let worst: f64 = (0..k).map(|p| (weights[p * n + column] / 254.0).abs()).sum();
+            let worst: f64 = (0..k).map(|p| (weights[p * n + column] / (254.0 * 254.0)).abs()).sum();
             let largest = rows[row * k..(row + 1) * k].iter().fold(0.0_f64, |max, x| max.max(x.abs()));
             assert!((y - expected).abs() <= largest * worst + 1e-4, "{name}: {y}, expected {expected}");
         }
@@ -360,16 +360,23 @@ pub(super) fn any_blocks(format: BlockFormat, [rows, blocks]: [usize; 2], halves
     BlockMatrix::new(format, [rows, blocks * format.block_len()], Arc::new(bytes), 0).unwrap()
 }
 
-/// What rounding to 8 bits leaves of a row: 32 elements share a scale.
+/// A row rounded to 8 bits, and what that takes away rounded once more: 32 elements share a scale.
 fn rounded(x: &[f64]) -> Vec<f64> {
-    let group = |x: &[f64]| -> Vec<f64> {
-        let max = x.iter().fold(0.0_f32, |max, &x| max.max((x as f32).abs()));
+    let group = |x: &[f32]| -> (Vec<f32>, f32) {
+        let max = x.iter().fold(0.0_f32, |max, &x| max.max(x.abs()));
         let inverse = if max > 0.0 { 127.0 / max } else { 0.0 };
-        x.iter()
-            .map(|&x| f64::from((x as f32 * inverse).round_ties_even()) * f64::from(max / 127.0))
-            .collect()
+        (x.iter().map(|&x| (x * inverse).round_ties_even()).collect(), max / 127.0)
     };
-    x.chunks(32).flat_map(group).collect()
+    let twice = |x: &[f64]| -> Vec<f64> {
+        let x: Vec<f32> = x.iter().map(|&x| x as f32).collect();
+        let (q, scale) = group(&x);
+        let rest: Vec<f32> = x.iter().zip(&q).map(|(x, q)| x - q * scale).collect();
+        let (fine, step) = group(&rest);
+        let value =
+            |(q, fine): (&f32, &f32)| f64::from(*q) * f64::from(scale) + f64::from(*fine) * f64::from(step);
+        q.iter().zip(&fine).map(value).collect()
+    };
+    x.chunks(32).flat_map(twice).collect()
 }
 
 /// Beside sums in double precision, for any bytes, every instruction set, parts of steps and rests of rows.

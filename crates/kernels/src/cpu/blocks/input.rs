@@ -1,4 +1,4 @@
-//! Rows of the input, rounded to 8 bits: 32 elements have one scale, as in llama.cpp.
+//! Rows of the input, or of what rounding takes away from them, rounded to 8 bits: 32 elements have one scale, as in llama.cpp.
 //!
 //! The bytes are stored in the order in which the weights of a format leave their blocks, and next to them what their
 //! sums contribute to a product.
@@ -55,6 +55,16 @@ fn rounded(x: &[f32; GROUP]) -> ([u8; GROUP], f32) {
         i += 1;
     }
     (q, max / 127.0)
+}
+
+/// What rounding takes away from rows of `k` elements.
+pub(super) fn residual(x: &[f32], k: usize) -> Vec<f32> {
+    let mut residual = Vec::with_capacity(x.len());
+    for part in x.chunks_exact(k).flat_map(|row| row.chunks(GROUP)) {
+        let (q, scale) = rounded(&group(part, 0));
+        residual.extend(part.iter().zip(q).map(|(x, q)| x - f32::from(q.cast_signed()) * scale));
+    }
+    residual
 }
 
 /// The group of this number; what lies past the end is zero.

@@ -1,7 +1,8 @@
 //! Products of a few rows with a matrix in blocks, at the speed of memory: one step of generation.
 //!
-//! The input is rounded to 8 bits, 32 elements with one scale, as llama.cpp does; sums of products of integers are
-//! exact, and what is left to floats follows one order, so that all instruction sets give the same bits.
+//! The input is rounded to 8 bits, 32 elements with one scale, as llama.cpp does, and what that takes away is rounded once
+//! more and multiplied as a second row: where single elements are large, 8 bits alone lose the others. Sums of products of
+//! integers are exact, and what is left to floats follows one order, so that all instruction sets give the same bits.
 //!
 //! The weights are read as they lie in the file, several rows at a time, and leave their blocks in registers: their
 //! order there costs nothing, since the input is brought into it once for all rows.
@@ -16,6 +17,7 @@ use super::simd::{Kernel, Simd, dispatch_dots};
 use super::team;
 use crate::blocks::{BlockMatrix, with_format};
 use formats::Dots;
+use input::residual;
 
 /// Rows up to which this is faster than tiles of dequantized elements.
 pub(crate) const MAX_ROWS: usize = 4;
@@ -41,8 +43,11 @@ pub(crate) fn product(m: usize, x: &[f32], matrix: &BlockMatrix) -> Vec<f32> {
 
 fn product_of<F: Dots>(x: &[f32], bytes: &[u8], [m, n, k]: [usize; 3]) -> Vec<f32> {
     let steps = k.div_ceil(F::SPAN);
+    let residual = residual(x, k);
+    // Rows of the input, and those of what rounding takes away.
+    let (results, m) = (m * n, 2 * m);
     let mut inputs = Vec::with_capacity(m * steps);
-    for x in x.chunks_exact(k) {
+    for x in x.chunks_exact(k).chain(residual.chunks_exact(k)) {
         dispatch_dots(Round::<F> { x, inputs: &mut inputs });
     }
     let mut y = Buffer::new(m * n);
@@ -76,7 +81,11 @@ fn product_of<F: Dots>(x: &[f32], bytes: &[u8], [m, n, k]: [usize; 3]) -> Vec<f3
         }
     });
     // SAFETY: each column was in one unit, and `Rows` sets all of its part.
-    unsafe { y.finish() }
+    let mut y = unsafe { y.finish() };
+    let (first, second) = y.split_at_mut(results);
+    first.iter_mut().zip(second).for_each(|(first, second)| *first += *second);
+    y.truncate(results);
+    y
 }
 
 /// Rounds a row of the input.
