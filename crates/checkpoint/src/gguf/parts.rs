@@ -47,7 +47,8 @@ pub(crate) fn open(path: &Path, bytes: Bytes) -> Result<Vec<Part>, CheckpointErr
     }
     let end = |number: u64| format!("-{:05}-of-{:05}.gguf", number + 1, place.count);
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    let Some(stem) = name.strip_suffix(&end(place.number)).filter(|_| place.number < place.count) else {
+    let stem = if place.number < place.count { name.strip_suffix(&end(place.number)) } else { None };
+    let Some(stem) = stem else {
         let reason = format!(
             "is part {} of {} of a model, and its name does not end with {}; give it the name it had, or join the parts with \
              `llama-gguf-split --merge`",

@@ -303,6 +303,9 @@ fn a_model_in_parts_is_read_as_one() {
             File::new().count("split.no", number).count("split.count", 2).count("split.tensors.count", 3);
         file.tensor(name, &[1], 0, &[0; 4]).bytes()
     };
+    let last = File::new().raw("split.no", 10, &u64::MAX.to_le_bytes()).count("split.count", 2).bytes();
+    std::fs::write(at("m-00001-of-00002.gguf"), last).unwrap();
+    check_error(Checkpoint::open(at("m-00001-of-00002.gguf")), &["of 2 of a model", "-00002-of-00002.gguf"]);
     for (second, expected) in
         [("x", "is in an earlier part"), ("y", "split.tensors.count is 3, and the parts have 2")]
     {
